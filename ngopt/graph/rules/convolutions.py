@@ -12,7 +12,6 @@ from torch.fx import Node
 from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.reductions import for_each_result
 from ngopt.graph.rules.registry import aten, functions, register_layer_rule
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
@@ -189,9 +188,9 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
 
 
 @register_layer_rule(*POOLS, *REGION_POOLS)
-@for_each_result
-def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+def pool(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     """The channels stay."""
+    shape = tracer.shape_of(call)
     if not isinstance(x, Neurons):
         return Unknown(shape)
     # a single map (channels, *space) has no batch, but the function of its space

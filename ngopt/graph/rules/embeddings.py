@@ -49,8 +49,7 @@ def embedding_bag(
         right = Neurons(result.labels.expand(len(factors.labels), -1))
         shape = torch.Size((1, len(result.labels)))
         result = product_of_activations(tracer, call.name, left, right, shape)
-    bags, *_ = call.meta["val"]
-    return rearranged(result, lambda x: x.expand(bags.shape))
+    return rearranged(result, lambda x: x.expand(tracer.shape_of(call)))
 
 
 @register_layer_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)

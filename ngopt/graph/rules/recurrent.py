@@ -193,8 +193,7 @@ def packing(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     features = features_of(tracer, x)
     if features is None:
         return tracer.unknown(call)
-    sequences, _ = call.meta["val"]
-    return Neurons(features.expand(sequences.shape))
+    return Neurons(features.expand(tracer.shape_of(call)))
 
 
 @register_layer_rule(

@@ -78,7 +78,9 @@ class Tracer:
         self.known_rows = KnownRows(self.nodes)
 
     def shape_of(self, call: Node) -> torch.Size:
-        return call.meta["val"].shape
+        """The shape of a function's result, or of its first one."""
+        value = call.meta["val"]
+        return (value if isinstance(value, Tensor) else value[0]).shape
 
     def unknown(self, call: Node) -> Value:
         """The result of a function that is not followed."""
