@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.nn.parameter import is_lazy
 
 from ngopt.graph.connectivity import unconnected
@@ -241,7 +240,8 @@ def _check_example(program: Program, name: str) -> None:
         if dims is None:
             continue
         layer = packet_of(call).__name__
-        x, weight = (_tensor(operand) for operand in call.args[:2])
+        operands: Any = call.args[:2]
+        x, weight = (operand.meta.get("val") for operand in operands)
         if x is None or weight is None:
             continue
         is_integer = not (x.is_floating_point() or x.is_complex())
@@ -259,9 +259,3 @@ def _check_example(program: Program, name: str) -> None:
                 stacklevel=5,
             )
             return
-
-
-def _tensor(operand: Any) -> Tensor | None:
-    """What a function gets, without its numbers."""
-    value = operand.meta.get("val") if isinstance(operand, Node) else None
-    return value if isinstance(value, Tensor) else None

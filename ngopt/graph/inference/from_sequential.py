@@ -44,13 +44,6 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     leaves = _sequential_leaves(model)
     if leaves is None or len(set(leaves)) < len(leaves):
         return None
-    for module in leaves:
-        if isinstance(module, nn.Conv2d):
-            is_known = module.groups == 1 and module.padding_mode == "zeros"
-        else:
-            is_known = isinstance(module, nn.Linear) or type(module) in FUNCTION_MODULES
-        if not is_known:
-            return None
     specs = []
     position = {}
     for i, (name, p) in enumerate(model.named_parameters()):
@@ -61,10 +54,14 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     is_map = True  # whether neurons are channels, whose positions a flatten makes slots
     functions: list[str] = []  # applied to the last neurons
     for module in leaves:
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if type(module) in FUNCTION_MODULES:
             name = FUNCTION_MODULES[type(module)]
             functions += [] if name is None else [name]
             continue
+        is_conv = isinstance(module, nn.Conv2d)
+        is_plain = is_conv and module.groups == 1 and module.padding_mode == "zeros"
+        if not (isinstance(module, nn.Linear) or is_plain):
+            return None
         if last is None:
             last = builder.add_group("input", module.weight.shape[1])
         builder.note_functions(last, functions)
@@ -79,7 +76,7 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
         if module.bias is not None:
             bias = View.whole(position[module.bias], tuple(module.bias.shape))
             builder.add_bias(bias, last)
-        is_map = isinstance(module, nn.Conv2d)
+        is_map = is_conv
     if last is not None:
         builder.note_functions(last, functions)
     return builder.build()

@@ -166,15 +166,11 @@ class Tracer:
 
     def lost_inputs(self) -> list[str]:
         """What was lost of inputs without an edge."""
-        if not self._lost_at:
-            return []
-        read = set()
-        for sources in not_none(*(edges.sources for edges in self.all_edges)):
-            read |= self._inputs_among(sources)
+        read = not_none(*(edges.sources for edges in self.all_edges))
         lost = []
         for group, function in self._lost_at.items():
-            call = self.inputs[group]
-            if group not in read:
+            if not any(group in self._inputs_among(sources) for sources in read):
+                call = self.inputs[group]
                 shape = tuple(self.shape_of(call))
                 lost.append(f"'{call.name}' of shape {shape} behind '{function}'")
         return lost
