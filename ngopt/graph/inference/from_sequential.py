@@ -41,9 +41,12 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     None for other modules, if a layer does not fit the layer before, or if two layers
     share a weight.
     """
-    leaves = _sequential_leaves(model)
-    if leaves is None or len(set(leaves)) < len(leaves):
-        return None
+    leaves = []
+    for _, module in model.named_modules(remove_duplicate=False):
+        if type(module) is not nn.Sequential:
+            if module in leaves or next(module.children(), None) is not None:
+                return None
+            leaves.append(module)
     specs = []
     position = {}
     for i, (name, p) in enumerate(model.named_parameters()):
@@ -80,16 +83,3 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     if last is not None:
         builder.note_functions(last, functions)
     return builder.build()
-
-
-def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
-    """Leaf modules in the order of the forward pass; None if that is unknown."""
-    if type(model) is not nn.Sequential:
-        return [model] if next(model.children(), None) is None else None
-    leaves = []
-    for child in model:
-        inner = _sequential_leaves(child)
-        if inner is None:
-            return None
-        leaves += inner
-    return leaves
