@@ -44,7 +44,9 @@ def einsum(
         return Product(shape, parameters=operands, terms=inputs, axes=output)
     if any(len(set(term)) < len(term) for term in terms):  # diagonals
         return tracer.unknown(call)
-    sizes = _sizes("".join(inputs), [n for x in operands for n in x.shape])
+    lengths = [n for x in operands for n in x.shape]
+    sizes = dict.fromkeys("".join(inputs), 1)  # a length of 1 is broadcast
+    sizes |= {i: n for i, n in zip("".join(inputs), lengths, strict=True) if n != 1}
     factors: list[Factor] = []
     for operand, term in zip(operands, inputs, strict=True):
         shape = [sizes[name] for name in term]
@@ -176,15 +178,6 @@ def kron(tracer: Tracer, call: Node, a: Value, b: Value) -> Value:
     if not are_elements or not len(a.shape) == len(b.shape) == 2:
         return tracer.unknown(call)
     return Product(shape, parameters=(a, b), terms=("ij", "kl"), axes=("ik", "jl"))
-
-
-def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:
-    """The length of every index; a length of 1 is broadcast."""
-    sizes = dict.fromkeys(names, 1)
-    for name, length in zip(names, lengths, strict=True):
-        if length != 1:
-            sizes[name] = length
-    return sizes
 
 
 def _without(names: str, others: str) -> str:
