@@ -174,9 +174,11 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         # not all blocks of a kind, as those of a loop mostly have sources of their own
         of_kind = before.setdefault(kind, {})
         same_sources = [of_kind.setdefault(source, []) for source in sources.tolist()]
-        if not any(_differs_in_path(block, other) for other in chain(*same_sources)):
-            for others in same_sources:
-                others.append(block)
+        # each once, although it shares many sources
+        others = {id(other): other for other in chain(*same_sources)}.values()
+        if not any(_is_other_use(block, other) for other in others):
+            for blocks_of_source in same_sources:
+                blocks_of_source.append(block)
             with_copied_sources.append(block)
             continue
         # weights of the same path share their copies
@@ -190,7 +192,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
     return with_copied_sources
 
 
-def _differs_in_path(a: Block, b: Block) -> bool:
+def _is_other_use(a: Block, b: Block) -> bool:
     """Whether two blocks differ in their paths, but share targets."""
     return a.path != b.path and bool(torch.isin(a.targets, b.targets).any())
 
