@@ -1,5 +1,6 @@
 """`build_graph`: the neural graph of a module, or of its parameters alone."""
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -8,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.nn.parameter import is_lazy
 
 from ngopt.graph.connectivity import unconnected
@@ -30,12 +30,15 @@ from ngopt.graph.tracing.capture import (
 from ngopt.graph.tracing.copies import Copier
 from ngopt.graph.tracing.interpreter import Traced, trace
 from ngopt.graph.tracing.isolation import isolated
-from ngopt.graph.tracing.long_traces import said_if_long
 
 aten = torch.ops.aten
 
+LONG = 2000
+"""Functions of a trace that says that it is long: some seconds."""
 UNBATCHED_DIMS = {aten.linear: 1, aten.conv1d: 2, aten.conv2d: 3, aten.conv3d: 4}
 """Axes of the input of a layer if there is no batch axis."""
+
+logger = logging.getLogger("ngopt")
 
 
 def build_graph(
@@ -94,8 +97,7 @@ def build_graph(
     name = type(source).__name__
     if example_input is not None:
         try:
-            with said_if_long(name):
-                return _traced(source, example_input)
+            return _traced(source, example_input)
         except NotCaptured as error:
             reason = f"{name} cannot be traced ({error})"
             return _from_parameters(source, reason)
@@ -154,17 +156,27 @@ def _traced(model: nn.Module, example_input: Any) -> NeuralGraph:
 def _traced_in_mode(model: nn.Module, example_input: Any, training: bool) -> Traced:
     """Raises ValueError if the module does not run, NotCaptured if it cannot be
     traced."""
+    name = type(model).__name__
     try:
         program = capture(model, example_input, training=training)
     except NotCaptured:
         raise
     except Exception as error:
         raise ValueError(
-            f"build_graph: {type(model).__name__} does not run on the example input: "
-            f"{one_line(error)}"
+            f"build_graph: {name} does not run on the example input: {one_line(error)}"
         ) from error
     if training:
-        _check_example(program, type(model).__name__)
+        _check_example(program, name)
+        count = len(program.graph.nodes)
+        if count > LONG:
+            logger.warning(
+                "build_graph: tracing %s takes long, once, as it applies %d functions: "
+                "loops are traced step by step. To shorten it, pass "
+                "graph=build_graph(module, shorter_example) to the optimizer, or "
+                "named_parameters() without model=.",
+                name,
+                count,
+            )
     try:
         try:
             return trace(program, model)
@@ -218,12 +230,18 @@ def _check_example(program: Program, name: str) -> None:
 
     name: of the module.
     """
+    shapes = []  # of the inputs
     for call in program.graph.nodes:
+        value = call.meta.get("val")
+        is_input = call.op == "placeholder" and call.name not in program.state
+        if is_input and isinstance(value, Tensor):
+            shapes.append(value.shape)
         dims = UNBATCHED_DIMS.get(packet_of(call))
         if dims is None:
             continue
         layer = packet_of(call).__name__
-        x, weight = (_tensor(operand) for operand in call.args[:2])
+        operands: Any = call.args[:2]
+        x, weight = (operand.meta.get("val") for operand in operands)
         if x is None or weight is None:
             continue
         is_integer = not (x.is_floating_point() or x.is_complex())
@@ -233,8 +251,7 @@ def _check_example(program: Program, name: str) -> None:
                 f"expects a tensor of {weight.dtype}; got {x.dtype}"
             )
         # the only channel may be taken for a batch of one
-        is_unbatched = x.dim() == dims and len(x) > 1
-        if is_unbatched and _is_input(program, call.args[0]):
+        if x.dim() == dims and len(x) > 1 and x.shape in shapes:
             warnings.warn(
                 "build_graph: expected an example_input with a batch axis first; got "
                 f"shape {tuple(x.shape)}, which {layer} reads without one. Pass "
@@ -242,20 +259,3 @@ def _check_example(program: Program, name: str) -> None:
                 stacklevel=5,
             )
             return
-
-
-def _tensor(operand: Any) -> Tensor | None:
-    """What a function gets, without its numbers."""
-    value = operand.meta.get("val") if isinstance(operand, Node) else None
-    return value if isinstance(value, Tensor) else None
-
-
-def _is_input(program: Program, operand: Any) -> bool:
-    """Whether it is an input, or made of one without a change of shape."""
-    shape = operand.meta["val"].shape
-    while operand.op == "call_function" and operand.all_input_nodes:
-        operand = operand.all_input_nodes[0]
-        value = _tensor(operand)
-        if value is None or value.shape != shape:
-            return False
-    return operand.op == "placeholder" and operand.name not in program.state

@@ -1,6 +1,6 @@
 """Connected components, longest paths and depths of the groups of a graph."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -24,21 +24,25 @@ def components(graph: Topology) -> list[int]:
     return list(map(root, range(len(parent))))
 
 
-def unconnected(graph: Topology) -> list[str]:
-    """Names of the parameters outside the component that has the most elements."""
+def elements_by_component(graph: Topology) -> dict[int, Counter[int]]:
+    """How many elements of each parameter, by its position, are in each connected
+    component, by its number."""
     component = components(graph)
-    elements: Counter[int] = Counter()
-    # elements that the network does not use may be in a component of their own
-    connected_to: dict[int, set[int]] = {}
     places = [(block.elements, block.target) for block in graph.weights]
     places += [(bias.view, bias.group) for bias in graph.biases]
+    elements: dict[int, Counter[int]] = defaultdict(Counter)
     for view, group in places:
-        number = component[group]
-        elements[number] += view.numel
-        connected_to.setdefault(view.parameter, set()).add(number)
-    largest = max(elements, key=elements.__getitem__, default=None)
-    outside = [i for i in sorted(connected_to) if largest not in connected_to[i]]
-    return [graph.parameters[i].name for i in outside]
+        elements[component[group]][view.parameter] += view.numel
+    return elements
+
+
+def unconnected(graph: Topology) -> list[str]:
+    """Names of the parameters outside the component that has the most elements."""
+    elements = elements_by_component(graph).values()
+    # elements that the network does not use may be in a component of their own
+    largest = max(elements, key=Counter.total, default=Counter())
+    outside = set().union(*elements) - largest.keys()
+    return [graph.parameters[i].name for i in sorted(outside)]
 
 
 def longest_paths(count: int, blocks: Iterable[EdgeBlock]) -> list[int]:

@@ -8,7 +8,7 @@ mix them. N rows of d numbers are a table of N vectors, as those of an embedding
 from collections.abc import Sequence
 from math import prod
 
-from ngopt.graph.connectivity import components
+from ngopt.graph.connectivity import elements_by_component
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.roles.from_names import UNNAMED, WEIGHT
@@ -27,13 +27,10 @@ def tables_of_points(
 
     roles: of all parameters.
     """
-    component = components(graph)
-    places = [(x.elements.parameter, component[x.target]) for x in graph.weights]
-    places += [(bias.view.parameter, component[bias.group]) for bias in graph.biases]
-    specs = zip(graph.parameters, roles, strict=True)
-    are_tall = [_is_tall(spec, role) for spec, role in specs]
-    of_layers = {part for i, part in places if not are_tall[i]}
-    points = {i for i, part in places if part not in of_layers}
+    points: set[int] = set()
+    for members in elements_by_component(graph).values():
+        if all(_is_tall(graph.parameters[i], roles[i]) for i in members):
+            points |= members.keys()
     matrices = [i for i, spec in enumerate(graph.parameters) if len(spec.shape) > 1]
     have_names = not UNNAMED.match(graph.parameters[0].name)
     if not (have_names or points.issuperset(matrices)):

@@ -6,43 +6,32 @@ from ngopt.graph.graph_builder import GraphBuilder, slot_shape
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.graph.neural_graph import NeuralGraph
 
-# Modules that treat all neurons alike, or turn positions of a map into slots, with
-# their names in a trace; None for those that only move values.
+# Common modules that treat all neurons alike, or turn positions of a map into slots,
+# with their names in a trace; None for those that only move values.
 FUNCTION_MODULES: dict[type[nn.Module], str | None] = {
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
     nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
-    nn.AlphaDropout: "alpha_dropout",
     nn.AvgPool2d: "avg_pool2d",
-    nn.CELU: "celu",
     nn.Dropout: "dropout",
     nn.Dropout2d: "feature_dropout",
     nn.ELU: "elu",
-    nn.FeatureAlphaDropout: "feature_alpha_dropout",
     nn.Flatten: None,
     nn.GELU: "gelu",
-    nn.Hardshrink: "hardshrink",
-    nn.Hardsigmoid: "hardsigmoid",
     nn.Hardswish: "hardswish",
     nn.Hardtanh: "hardtanh",
     nn.Identity: None,
     nn.LeakyReLU: "leaky_relu",
-    nn.LogSigmoid: "log_sigmoid",
     nn.LogSoftmax: "log_softmax",
     nn.MaxPool2d: "max_pool2d",
     nn.Mish: "mish",
     nn.ReLU: "relu",
     nn.ReLU6: "hardtanh",
-    nn.RReLU: "rrelu",
     nn.SELU: "selu",
     nn.SiLU: "silu",
     nn.Sigmoid: "sigmoid",
     nn.Softmax: "softmax",
-    nn.Softmin: "softmax",
     nn.Softplus: "softplus",
-    nn.Softshrink: "softshrink",
     nn.Tanh: "tanh",
-    nn.Threshold: "threshold",
-    nn.ZeroPad2d: None,
 }
 
 
@@ -52,16 +41,12 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     None for other modules, if a layer does not fit the layer before, or if two layers
     share a weight.
     """
-    leaves = _sequential_leaves(model)
-    if leaves is None or len(set(leaves)) < len(leaves):
-        return None
-    for module in leaves:
-        if isinstance(module, nn.Conv2d):
-            is_known = module.groups == 1 and module.padding_mode == "zeros"
-        else:
-            is_known = isinstance(module, nn.Linear) or type(module) in FUNCTION_MODULES
-        if not is_known:
-            return None
+    leaves = []
+    for _, module in model.named_modules(remove_duplicate=False):
+        if type(module) is not nn.Sequential:
+            if module in leaves or next(module.children(), None) is not None:
+                return None
+            leaves.append(module)
     specs = []
     position = {}
     for i, (name, p) in enumerate(model.named_parameters()):
@@ -72,10 +57,14 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
     is_map = True  # whether neurons are channels, whose positions a flatten makes slots
     functions: list[str] = []  # applied to the last neurons
     for module in leaves:
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if type(module) in FUNCTION_MODULES:
             name = FUNCTION_MODULES[type(module)]
             functions += [] if name is None else [name]
             continue
+        is_conv = isinstance(module, nn.Conv2d)
+        is_plain = is_conv and module.groups == 1 and module.padding_mode == "zeros"
+        if not (isinstance(module, nn.Linear) or is_plain):
+            return None
         if last is None:
             last = builder.add_group("input", module.weight.shape[1])
         builder.note_functions(last, functions)
@@ -90,20 +79,7 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
         if module.bias is not None:
             bias = View.whole(position[module.bias], tuple(module.bias.shape))
             builder.add_bias(bias, last)
-        is_map = isinstance(module, nn.Conv2d)
+        is_map = is_conv
     if last is not None:
         builder.note_functions(last, functions)
     return builder.build()
-
-
-def _sequential_leaves(model: nn.Module) -> list[nn.Module] | None:
-    """Leaf modules in the order of the forward pass; None if that is unknown."""
-    if type(model) is not nn.Sequential:
-        return [model] if next(model.children(), None) is None else None
-    leaves = []
-    for child in model:
-        inner = _sequential_leaves(child)
-        if inner is None:
-            return None
-        leaves += inner
-    return leaves

@@ -27,7 +27,9 @@ MAX_ENTRIES = 1 << 20
 """Of that matrix product, different ones; larger products are not searched."""
 
 
-@register_layer_rule(aten.scaled_dot_product_attention)
+@register_layer_rule(
+    aten.scaled_dot_product_attention, aten._scaled_dot_product_flash_attention_for_cpu
+)
 def attention(
     tracer: Tracer, call: Node, q: Value, k: Value, v: Value, *_, **__
 ) -> Value:
@@ -55,14 +57,6 @@ def attention(
     name = f"{call.name}.values"
     shape = torch.Size((*q.shape[:-1], v.shape[-1]))
     return product_of_activations(tracer, name, scores, v, shape)
-
-
-@register_layer_rule(aten._scaled_dot_product_flash_attention_for_cpu)
-def native_attention(
-    tracer: Tracer, call: Node, *args: Value, **kwargs: Value
-) -> Value:
-    """As transforms of torch.func apply it, which returns more than the result."""
-    return attention(tracer, call, *args, **kwargs), *tracer.unknown(call)[1:]
 
 
 def _repeated(x: Neurons, q: Neurons) -> Neurons:

@@ -12,8 +12,8 @@ from torch.fx import Node
 from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.reductions import for_each_result
-from ngopt.graph.rules.registry import aten, functions, register_layer_rule
+from ngopt.graph.rules.registry import functions, register_layer_rule
+from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
@@ -33,13 +33,19 @@ max_pool2d max_pool3d max_pool2d_with_indices upsample_nearest1d upsample_neares
 upsample_nearest3d upsample_bilinear2d upsample_bicubic2d lp_pool2d _adaptive_avg_pool2d
 upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa
 """)
+TRANSPOSED = functions("conv_transpose1d conv_transpose2d conv_transpose3d")
 REGION_POOLS = "torchvision.roi_align", "torchvision.roi_pool"
 """Maps (n, channels, *size) of n regions."""
 
 
-@register_layer_rule(aten.conv1d, aten.conv2d, aten.conv3d, "torchvision.deform_conv2d")
+@register_layer_rule(
+    *functions("conv1d conv2d conv3d convolution"),
+    *TRANSPOSED,
+    "torchvision.deform_conv2d",
+)
 def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -> Value:
-    """W (n_out, n_in / g, *k); Kofinas et al. 2024, section 2.2."""
+    """W (n_out, n_in / g, *k), or (n_in, n_out / g, *k) of a transposed convolution;
+    Kofinas et al. 2024, section 2.2."""
     if not isinstance(weight, Elements):
         return tracer.unknown(call)
     x = as_neurons(tracer, x)
@@ -47,6 +53,9 @@ def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -
     channel = -len(kernel) - 1
     groups = tracer.argument(call, "groups")
     kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)))
+    if packet_of(call) in TRANSPOSED or tracer.argument(call, "transposed"):
+        kernels = kernels.apply(lambda w: w.transpose(1, 2))
+        return _convolution(tracer, call, x, kernels)
     tracer.read_features(x.labels, channel)
     is_pointwise = prod(kernel) == kernels.shape[0] == 1
     # a pointwise convolution of positions: a layer between these, and channels stay
@@ -55,32 +64,6 @@ def convolution(tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__) -
         bias, shape = tracer.argument(call, "bias"), tracer.shape_of(call)
         return linear_over_positions(tracer, call, x, matrix, bias, shape, channel)
     return _convolution(tracer, call, x, kernels)
-
-
-@register_layer_rule(
-    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d
-)
-def transposed_convolution(
-    tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
-) -> Value:
-    """W (n_in, n_out / g, *k)."""
-    if not isinstance(weight, Elements):
-        return tracer.unknown(call)
-    x = as_neurons(tracer, x)
-    groups = tracer.argument(call, "groups")
-    # (g, n_in / g, n_out / g, *k)
-    kernels = weight.apply(lambda w: w.unflatten(0, (groups, -1)).transpose(1, 2))
-    return _convolution(tracer, call, x, kernels)
-
-
-@register_layer_rule(aten.convolution)
-def any_convolution(
-    tracer: Tracer, call: Node, x: Value, weight: Value, *_, **__
-) -> Value:
-    """Either one, as transforms of torch.func apply it."""
-    is_transposed = tracer.argument(call, "transposed")
-    rule = transposed_convolution if is_transposed else convolution
-    return rule(tracer, call, x, weight)
 
 
 def _convolution(tracer: Tracer, call: Node, x: Neurons, kernels: Elements) -> Value:
@@ -195,9 +178,9 @@ def _unify_each(tracer: Tracer, ends: Tensor, partners: Tensor) -> bool:
 
 
 @register_layer_rule(*POOLS, *REGION_POOLS)
-@for_each_result
-def pool(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+def pool(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     """The channels stay."""
+    shape = tracer.shape_of(call)
     if not isinstance(x, Neurons):
         return Unknown(shape)
     # a single map (channels, *space) has no batch, but the function of its space

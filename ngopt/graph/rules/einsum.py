@@ -1,8 +1,7 @@
 """Einstein sums, and functions that are such sums, as matrix products."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from string import ascii_lowercase, ascii_uppercase
 
 import torch
@@ -28,6 +27,9 @@ SUMS = {
 }
 """Functions that add a product to their first operand."""
 
+Factor = tuple[Value, str]
+"""A tensor, and the names of its axes."""
+
 
 @register_layer_rule(aten.einsum)
 def einsum(
@@ -42,11 +44,16 @@ def einsum(
         return Product(shape, parameters=operands, terms=inputs, axes=output)
     if any(len(set(term)) < len(term) for term in terms):  # diagonals
         return tracer.unknown(call)
-    sizes = _sizes("".join(inputs), [n for x in operands for n in x.shape])
-    factors = list(zip(operands, inputs, strict=True))
-    for name in sizes:
+    lengths = [n for x in operands for n in x.shape]
+    sizes = dict.fromkeys("".join(inputs), 1)  # a length of 1 is broadcast
+    sizes |= {i: n for i, n in zip("".join(inputs), lengths, strict=True) if n != 1}
+    factors: list[Factor] = []
+    for operand, term in zip(operands, inputs, strict=True):
+        shape = [sizes[name] for name in term]
+        factors.append((rearranged(operand, lambda x, n=shape: x.expand(n)), term))
+    for name, size in sizes.items():
         if sum(name in term for term in terms) == 1:  # summed in one operand alone
-            factors.append((torch.ones(sizes[name]), name))
+            factors.append((torch.ones(size), name))
     # neurons first, and weights last: matmul takes a weight with a batch of its own on
     # the right alone
     factors.sort(key=lambda f: isinstance(f[0], Elements) - isinstance(f[0], Neurons))
@@ -56,39 +63,42 @@ def einsum(
         y, term = factors.pop(shared.index(True) if any(shared) else 0)
         wanted = {*output, *"".join(later for _, later in factors)}
         kept = "".join(n for n in dict.fromkeys(names + term) if n in wanted)
-        x = _product(tracer, call, (x, y), (names, term, kept), sizes)
+        x = _product(tracer, call, (x, names), (y, term), kept)
         names = kept
     return rearranged(x, lambda y: y.permute(_places(output, names)))
 
 
-def _product(
-    tracer: Tracer,
-    call: Node,
-    operands: tuple[Value, Value],
-    names: tuple[str, str, str],
-    sizes: Mapping[str, int],
-) -> Value:
-    """The product of two tensors, summed over the indices that are not kept.
-
-    names: the indices of both, and those that are kept.
-    """
-    a, b, kept = names
+def _product(tracer: Tracer, call: Node, x: Factor, y: Factor, kept: str) -> Value:
+    """The product of two tensors, summed over the indices that are not kept."""
+    a, b = x[1], y[1]
     left, right = _without(kept, b), _without(kept, a)
-    batch = _without(kept, left + right)
-    summed = _without(a, kept)
-    x = _arranged(operands[0], a, sizes, (batch, left, summed))
-    y = _arranged(operands[1], b, sizes, (batch, right, summed))
-    order = batch + left + right
+    batch, summed = _without(kept, left + right), _without(a, kept)
+    matrix, other = _matrix(x, batch, left, summed), _matrix(y, batch, right, summed)
     if summed:
-        # one axis for all indices of each part
-        shape = torch.Size((*x.shape[:-1], y.shape[-2]))
-        product = matmul(tracer, call, x, transposed(y), shape)
+        shape = torch.Size((*matrix.shape[:-1], other.shape[-2]))
+        product = matmul(tracer, call, matrix, transposed(other), shape)
     else:
-        product = multiplication(tracer, call, x, transposed(y))
+        product = multiplication(tracer, call, matrix, transposed(other))
+    sizes = dict(zip(a + b, (*x[0].shape, *y[0].shape), strict=True))
     if not isinstance(product, Neurons):
-        return Unknown(torch.Size(_lengths(kept, sizes)))
-    labels = product.labels.reshape(_lengths(order, sizes))
+        return Unknown(torch.Size(sizes[name] for name in kept))
+    order = batch + left + right
+    labels = product.labels.reshape([sizes[name] for name in order])
     return replace(product, labels=labels.permute(_places(kept, order)))
+
+
+def _matrix(factor: Factor, batch: str, rows: str, columns: str) -> Value:
+    """A tensor (*batch, rows, columns), with one axis for all indices of each part."""
+    value, names = factor
+    order = _places(batch + rows + columns, names)
+    first, last = len(batch), len(batch + rows)
+
+    def arranged(x: Tensor) -> Tensor:
+        shape = x.permute(order).shape
+        flat = shape[first:last].numel(), shape[last:].numel()
+        return x.permute(order).reshape(*shape[:first], *flat)
+
+    return rearranged(value, arranged)
 
 
 def _terms(equation: str, operands: Sequence[Value]) -> list[str]:
@@ -128,12 +138,6 @@ def sum_with_product(
 @register_layer_rule(*functions("outer ger"))
 def outer(tracer: Tracer, call: Node, a: Value, b: Value) -> Value:
     return tensordot(tracer, call, a, b, (), ())
-
-
-@register_layer_rule(aten.linalg_vecdot)
-def vecdot(tracer: Tracer, call: Node, a: Value, b: Value, *, dim: int = -1) -> Value:
-    a, b = (rearranged(x, lambda y: y.movedim(dim, -1)) for x in (a, b))
-    return einsum(tracer, call, "...i,...i->...", (a, b))
 
 
 @register_layer_rule(aten.inner, aten.tensordot)
@@ -176,42 +180,9 @@ def kron(tracer: Tracer, call: Node, a: Value, b: Value) -> Value:
     return Product(shape, parameters=(a, b), terms=("ij", "kl"), axes=("ik", "jl"))
 
 
-def _sizes(names: str, lengths: Sequence[int]) -> dict[str, int]:
-    """The length of every index; a length of 1 is broadcast."""
-    sizes = dict.fromkeys(names, 1)
-    for name, length in zip(names, lengths, strict=True):
-        if length != 1:
-            sizes[name] = length
-    return sizes
-
-
 def _without(names: str, others: str) -> str:
-    for name in others:
-        names = names.replace(name, "")
-    return names
-
-
-def _lengths(names: str, sizes: Mapping[str, int]) -> list[int]:
-    return [sizes[name] for name in names]
+    return "".join(name for name in names if name not in others)
 
 
 def _places(names: str, order: str) -> list[int]:
     return list(map(order.index, names))
-
-
-def _arranged(
-    value: Value, names: str, sizes: Mapping[str, int], parts: tuple[str, str, str]
-) -> Value:
-    """A tensor (*batch, rows, columns).
-
-    parts: the indices of the batch, of rows (kept) and of columns (summed).
-    """
-    batch, kept, summed = parts
-    rows, columns = prod(_lengths(kept, sizes)), prod(_lengths(summed, sizes))
-    shape = (*_lengths(batch, sizes), rows, columns)
-    order = _places(batch + kept + summed, names)
-
-    def arranged(x: Tensor) -> Tensor:
-        return x.expand(_lengths(names, sizes)).permute(order).reshape(shape)
-
-    return rearranged(value, arranged)

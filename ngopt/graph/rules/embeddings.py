@@ -38,11 +38,8 @@ def embedding_bag(
     tracer: Tracer, call: Node, weight: Value, index: Value, *_, **__
 ) -> Value:
     """Rows of a table, as in `embedding`, summed or averaged over bags."""
-    # torch returns places beside the bags: offsets, sizes, and those of maxima
-    bags, *rest = call.meta["val"]
-    others = [Unknown(v.shape) for v in rest]
     if not isinstance(weight, Elements):
-        return (Unknown(bags.shape), *others)
+        return tracer.unknown(call)
     result = Neurons(table(tracer, call, weight))
     # a factor for each index, (indices,)
     factors = tracer.argument(call, "per_sample_weights")
@@ -52,7 +49,7 @@ def embedding_bag(
         right = Neurons(result.labels.expand(len(factors.labels), -1))
         shape = torch.Size((1, len(result.labels)))
         result = product_of_activations(tracer, call.name, left, right, shape)
-    return (rearranged(result, lambda x: x.expand(bags.shape)), *others)
+    return rearranged(result, lambda x: x.expand(tracer.shape_of(call)))
 
 
 @register_layer_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)

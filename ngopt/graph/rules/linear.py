@@ -158,12 +158,10 @@ def matmul(
     shape = tracer.shape_of(call) if shape is None else shape
     if has_any((x, other), Elements) and min(len(x.shape), len(other.shape)) == 1:
         # as in torch, a vector is a row on the left and a column on the right
-        row = rearranged(x, lambda a: a if a.dim() > 1 else a[None])
-        column = rearranged(other, lambda b: b if b.dim() > 1 else b[:, None])
-        lead = torch.broadcast_shapes(row.shape[:-2], column.shape[:-2])
-        whole = torch.Size((*lead, row.shape[-2], column.shape[-1]))
-        result = matmul(tracer, call, row, column, whole)
-        return rearranged(result, lambda y: y.reshape(shape))
+        left = "i" if len(x.shape) == 1 else "...ji"
+        right = "i" if len(other.shape) == 1 else "...ik"
+        equation = f"{left},{right}->{(left + right).replace('i', '')}"
+        return tracer.rules[aten.einsum](tracer, call, equation, (x, other))
     if isinstance(other, Elements) and not isinstance(x, Elements):
         if len(other.shape) == 2:
             return linear(tracer, call, x, transposed(other), shape=shape)

@@ -76,7 +76,7 @@ def channel_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     return scale_and_shift(tracer, call, Norm(x, [1], weight, bias))
 
 
-@register_layer_rule(aten.layer_norm, aten.rms_norm)
+@register_layer_rule(aten.layer_norm, aten.native_layer_norm, aten.rms_norm)
 def layer_norm(tracer: Tracer, call: Node, x: Value, shape: Any, *_, **__) -> Value:
     """A norm over the last dimensions, of the given shape."""
     weight, bias = _weight_and_bias(tracer, call)
@@ -91,14 +91,15 @@ def layer_norm(tracer: Tracer, call: Node, x: Value, shape: Any, *_, **__) -> Va
     return scale_and_shift(tracer, call, norm)
 
 
-@register_layer_rule(aten.group_norm)
-def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> Value:
+@register_layer_rule(aten.group_norm, aten.native_group_norm)
+def group_norm(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     """A node for every group, between the channels before and after.
 
     Channels of different groups cannot be exchanged.
     """
     if not isinstance(x, Neurons):
         return x
+    groups = tracer.argument(call, "num_groups") or tracer.argument(call, "group")
     if len(x.shape) > 2:
         unify_channel_places(tracer, x.labels, 1)
     # channels stay, even of one neuron, as they are cut into groups next
@@ -116,18 +117,6 @@ def group_norm(tracer: Tracer, call: Node, x: Value, groups: int, *_, **__) -> V
     before, after = before.reshape(groups, -1), after.reshape(groups, -1)
     _add_groups(tracer, _name(tracer, call, weight), before, after)
     return result
-
-
-@register_layer_rule(aten.native_layer_norm)
-def native_layer_norm(tracer: Tracer, call: Node, *args: Any) -> Value:
-    """The norm as transforms of torch.func apply it, which returns statistics, too."""
-    return layer_norm(tracer, call, *args), *tracer.unknown(call)[1:]
-
-
-@register_layer_rule(aten.native_group_norm)
-def native_group_norm(tracer: Tracer, call: Node, x: Value, *_: Any) -> Value:
-    groups = tracer.argument(call, "group")
-    return group_norm(tracer, call, x, groups), *tracer.unknown(call)[1:]
 
 
 def _add_groups(
@@ -255,11 +244,7 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
         return tracer.unknown(call)
     # stride 0 along a row: `Tracer.edges` makes a feature of the targets of it
     weight = v.with_factors([g.apply(lambda g: g.broadcast_to(v.shape))])
-    outputs = call.meta["val"]
-    if isinstance(outputs, Tensor):
-        return weight
-    # the norms of rows, which move with the rows
-    return (weight, *[Unknown(value.shape, equivariant=True) for value in outputs[1:]])
+    return weight
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:

@@ -17,7 +17,6 @@ from ngopt.graph.tracing.values import (
     NO_NEURON,
     Elements,
     Neurons,
-    Unknown,
     Value,
     not_none,
     same_along,
@@ -189,13 +188,12 @@ def enter_state(tracer: Tracer, state: Value, nodes: Tensor, kind: str) -> None:
 def packing(tracer: Tracer, call: Node, x: Value, *_) -> Value:
     """Sequences (b, t, n) become entries (entries, n), or the other way round.
 
-    Neurons stay; lengths are unknown.
+    Neurons stay.
     """
     features = features_of(tracer, x)
     if features is None:
         return tracer.unknown(call)
-    sequences, lengths = call.meta["val"]
-    return Neurons(features.expand(sequences.shape)), Unknown(lengths.shape)
+    return Neurons(features.expand(tracer.shape_of(call)))
 
 
 @register_layer_rule(

@@ -1,15 +1,13 @@
 """Functions without weights that reduce, rank or mix entries along dimensions."""
 
-from functools import wraps
 from math import prod
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ngopt.graph.rules.conversions import is_whole
 from ngopt.graph.rules.pointwise import note_function
-from ngopt.graph.rules.registry import Rule, functions, register_layer_rule
+from ngopt.graph.rules.registry import functions, register_layer_rule
 from ngopt.graph.tracing.capture import packet_of
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Neurons, Unknown, Value, same_along
@@ -28,32 +26,13 @@ MAX_ROWS = 4096
 """Different sets of neurons in one reduction, each a node."""
 
 
-def for_each_result(rule: Rule) -> Rule:
-    """Calls a rule with the shape of the result. Of several results all have its value
-    but indices, which are unknown."""
-
-    @wraps(rule)
-    def with_all_results(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
-        values = call.meta["val"]
-        if isinstance(values, Tensor):
-            return rule(tracer, call, x, values.shape)
-        result = rule(tracer, call, x, values[0].shape)
-        results = []
-        for value in values:
-            is_index = value.dtype == torch.long
-            results.append(Unknown(value.shape) if is_index else result)
-        return tuple(results)
-
-    return with_all_results
-
-
 @register_layer_rule(*RANKINGS, *SCANS)
-@for_each_result
-def along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+def along(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     """Reorders or mixes entries along dimensions, and may change their number.
 
     Neurons that are the same at all places stay; others may have any rank.
     """
+    shape = tracer.shape_of(call)
     dims = _named_dims(tracer, call, len(x.shape))
     if not isinstance(x, Neurons):
         return Unknown(shape)
@@ -78,9 +57,9 @@ def along(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
 
 
 @register_layer_rule(*REDUCTIONS)
-@for_each_result
-def reduction(tracer: Tracer, call: Node, x: Value, shape: torch.Size) -> Value:
+def reduction(tracer: Tracer, call: Node, x: Value, *_, **__) -> Value:
     """Over positions the neurons stay; different neurons have edges to a new node."""
+    shape = tracer.shape_of(call)
     if isinstance(x, Elements) and shape.numel() > 1:
         # one number of all elements does not depend on rows
         tracer.row_normalised.add(x.parameter)

@@ -5,8 +5,9 @@ for a function of `torch.ops` is called as `rule(tracer, call, *args, **kwargs)`
 is the function's node in the graph of torch.fx, the arguments are the function's own,
 in which tensors are `Neurons`, `Elements` of a parameter, `Unknown` or constants. A
 rule for a module class is called as `rule(tracer, call, module, *inputs)`, instead of
-rules for the functions inside. It returns the same kinds of values for the result. If
-the values of an input decide what a network does, only rules for functions apply (see
+rules for the functions inside. It returns the same kinds of values for the result; one
+value for several results is that of all that have its shape and are no indices. If the
+values of an input decide what a network does, only rules for functions apply (see
 `ngopt.graph.tracing.capture`).
 """
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -87,12 +88,13 @@ def _why_unplaced(tracer: Tracer, parameter: int) -> str:
 
     def is_followed(call: Node) -> bool:
         leaves = tree_leaves(tracer.values.get(call))
-        elements = [leaf for leaf in leaves if isinstance(leaf, Elements)]
-        return any(leaf.parameter == parameter for leaf in elements)
+        return parameter in {x.parameter for x in leaves if isinstance(x, Elements)}
 
-    for source in tracer.values:
-        for user in source.users if is_followed(source) else ():
-            if user.op != "call_function" or is_followed(user):
+    for source in filter(is_followed, tracer.values):
+        for user in source.users:
+            # a constant depends on no parameter: a layer of no rows is one
+            is_constant = isinstance(tracer.values.get(user), Tensor)
+            if user.op != "call_function" or is_constant or is_followed(user):
                 continue
             lost = user
             while before := list(filter(is_unknown, lost.all_input_nodes)):
@@ -157,8 +159,7 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
     that in the graph.
     """
     with_copied_sources = []
-    before = defaultdict(list)
-    sources_before: dict[tuple, set[int]] = defaultdict(set)  # but of the first block
+    before: dict[tuple, dict[int, list[Block]]] = {}  # by their kind and a source
     copies = {}
     for block in blocks:
         if block.view is None:
@@ -170,15 +171,14 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
         groups = tracer.nodes.group_of(ends).tolist()
         # edges that differ in these are not exchanged
         kind = (*groups, block.kind, block.slot_shape)
-        others = before[kind]
-        compared = others[:1]
-        # most kinds have one block; the many of a loop mostly have sources of their own
-        if compared and not sources_before[kind].isdisjoint(sources.tolist()):
-            compared = others
-        if not any(_differs_in_path(block, other) for other in compared):
-            if others:
-                sources_before[kind].update(sources.tolist())
-            others.append(block)
+        # not all blocks of a kind, as those of a loop mostly have sources of their own
+        of_kind = before.setdefault(kind, {})
+        same_sources = [of_kind.setdefault(source, []) for source in sources.tolist()]
+        # each once, although it shares many sources
+        others = {id(other): other for other in chain(*same_sources)}.values()
+        if not any(_is_other_use(block, other) for other in others):
+            for blocks_of_source in same_sources:
+                blocks_of_source.append(block)
             with_copied_sources.append(block)
             continue
         # weights of the same path share their copies
@@ -192,11 +192,9 @@ def with_copies(tracer: Tracer, blocks: Sequence[Block]) -> list[Block]:
     return with_copied_sources
 
 
-def _differs_in_path(a: Block, b: Block) -> bool:
-    """Whether two blocks differ in their paths, but share sources and targets."""
-    if a.path == b.path or not torch.isin(_sources(a), _sources(b)).any():
-        return False
-    return bool(torch.isin(a.targets, b.targets).any())
+def _is_other_use(a: Block, b: Block) -> bool:
+    """Whether two blocks differ in their paths, but share targets."""
+    return a.path != b.path and bool(torch.isin(a.targets, b.targets).any())
 
 
 def _one_for_each_parameter(tracer: Tracer, biases: Sequence[Block]) -> list[Block]:

@@ -105,7 +105,7 @@ def _isolated(
         # an export that fails warns and logs; stack traces take a fifth of a capture,
         # and nothing reads them. What is set here is put back with all settings.
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)
         torch.fx.config.do_not_emit_stack_traces = True
         args, kwargs = Copier().copy(inputs)
         if not training:

@@ -203,7 +203,11 @@ class RuleInterpreter:
         count = len(all_edges)
         self.tracer.call = call
         try:
-            return rule(self.tracer, call, *args, **kwargs)
+            result = rule(self.tracer, call, *args, **kwargs)
+            is_several = isinstance(call.meta.get("val"), (list, tuple))
+            if is_several and not isinstance(result, (list, tuple)):
+                return self._for_each_result(call, result)
+            return result
         except Exception as error:
             # the whole example may fit although a few rows of it do not
             if self.program.is_cut:
@@ -219,6 +223,15 @@ class RuleInterpreter:
                     stacklevel=2,
                 )
             return self.tracer.unknown(call)
+
+    def _for_each_result(self, call: Node, value: Value) -> list[Value]:
+        """The value for all results of its shape; others, such as indices and
+        statistics, are unknown."""
+        results = list(self.tracer.unknown(call))
+        for k, result in enumerate(call.meta["val"]):
+            if result.shape == value.shape and result.dtype != torch.long:
+                results[k] = value
+        return results
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ applies them: a linear layer of one row is a product with all rows. An export co
 its own thread alone: others do not take the branches of compilers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from threading import get_ident
@@ -56,11 +56,7 @@ def patched_torch() -> Iterator[None]:
 
 
 def _record_below_transforms(
-    mode: Any,
-    function: Any,
-    types: Sequence[type],
-    args: tuple = (),
-    kwargs: Any = None,
+    mode: Any, function: Any, types: Any, args: tuple = (), kwargs: Any = None
 ) -> Any:
     """Records a function; if a transform is active, what this makes of the function."""
     if not mode.pre_dispatch or peek_interpreter_stack() is None:

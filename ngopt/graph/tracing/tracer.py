@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from ngopt.graph.groups_and_blocks import ParameterSpec
 from ngopt.graph.tracing.edges import Edges
-from ngopt.graph.tracing.known_rows import KnownRows
-from ngopt.graph.tracing.nodes import Mark, Nodes
+from ngopt.graph.tracing.nodes import KnownRows, Mark, Nodes
 from ngopt.graph.tracing.values import (
     NO_NEURON,
     SAME_CONSTANT,
@@ -79,7 +78,9 @@ class Tracer:
         self.known_rows = KnownRows(self.nodes)
 
     def shape_of(self, call: Node) -> torch.Size:
-        return call.meta["val"].shape
+        """The shape of a function's result, or of its first one."""
+        value = call.meta["val"]
+        return (value if isinstance(value, Tensor) else value[0]).shape
 
     def unknown(self, call: Node) -> Value:
         """The result of a function that is not followed."""
@@ -165,15 +166,11 @@ class Tracer:
 
     def lost_inputs(self) -> list[str]:
         """What was lost of inputs without an edge."""
-        if not self._lost_at:
-            return []
-        read = set()
-        for sources in not_none(*(edges.sources for edges in self.all_edges)):
-            read |= self._inputs_among(sources)
+        read = not_none(*(edges.sources for edges in self.all_edges))
         lost = []
         for group, function in self._lost_at.items():
-            call = self.inputs[group]
-            if group not in read:
+            if not any(group in self._inputs_among(sources) for sources in read):
+                call = self.inputs[group]
                 shape = tuple(self.shape_of(call))
                 lost.append(f"'{call.name}' of shape {shape} behind '{function}'")
         return lost

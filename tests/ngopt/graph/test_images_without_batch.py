@@ -132,3 +132,4 @@ def test_empty_and_sorted_rows_are_followed(has_condition):
     # as no row reaches them
     assert unconnected(graph) == ["never.weight", "never.bias"]
     assert graph.unplaced == ("never.weight", "never.bias")
+    assert set(graph.reasons.values()) == {"unused"}

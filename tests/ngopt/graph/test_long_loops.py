@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ngopt.graph import build_graph
-from ngopt.graph.tracing import long_traces
+from ngopt.graph import build, build_graph
 from ngopt.graph.tracing.capture import capture
 from ngopt.graph.tracing.interpreter import trace
 
@@ -125,10 +124,10 @@ def test_work_of_a_loop_is_linear_in_its_length(name):
         assert many - some < 2.5 * (some - few)
 
 
-@pytest.mark.parametrize("seconds", [0, 1000])
-def test_a_long_trace_says_so_once(monkeypatch, caplog, seconds):
-    monkeypatch.setattr(long_traces, "SECONDS", seconds)
+@pytest.mark.parametrize("long", [0, 1000])
+def test_a_long_trace_says_so_once(monkeypatch, caplog, long):
+    monkeypatch.setattr(build, "LONG", long)
     build_graph(LOOPS["rnn"](), torch.randn(2, 3, WIDTH))
     messages = [r.getMessage() for r in caplog.records if r.name == "ngopt"]
-    assert len(messages) == (seconds == 0)
+    assert len(messages) == (long == 0)
     assert all("tracing Loop takes" in message for message in messages)

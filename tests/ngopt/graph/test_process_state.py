@@ -15,19 +15,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._C import _autograd, _functorch
+from torch._C import _functorch
 from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils import checkpoint
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _get_current_dispatch_mode_stack,
-)
 
 from ngopt import build_graph
 from ngopt.graph.tracing import interpreter
@@ -158,22 +153,16 @@ STACKS = [
     _functorch.get_dynamic_layer_stack_depth,
     lambda: forward_ad._current_level,
     _get_current_function_mode_stack,
-    _get_current_dispatch_mode_stack,
-    partial(_autograd._top_saved_tensors_default_hooks, True),
     torch.get_default_device,
     lambda: logging.getLogger(__name__).isEnabledFor(logging.WARNING),
     lambda: dict(torch_module._global_forward_hooks),
-    lambda: torch.autocast_increment_nesting() - torch.autocast_decrement_nesting(),
 ]
 
 
 def _enter_all():
     register_module_forward_hook(_hook)
-    torch.autocast("cpu").__enter__()
-    saved_tensors_hooks(_hook, _hook).__enter__()
     torch.set_default_device("meta")
     TorchFunctionMode().__enter__()
-    TorchDispatchMode().__enter__()
     forward_ad.enter_dual_level()
     _functorch._grad_increment_nesting()
     _functorch._vmap_increment_nesting(2, "error")

@@ -39,7 +39,6 @@ PRODUCTS = {
     "W x": (each_row(lambda m, row: m.w @ row), (8, 8)),
     "mv of a row": (each_row(lambda m, row: torch.mv(m.w, row)), (8, 8)),
     "dot": (scaled(each_row(lambda m, row: torch.dot(row, m.w))), (8,)),
-    "vecdot": (scaled(lambda m, h: torch.linalg.vecdot(h, m.w)), (8,)),
     "outer": (lambda m, h: torch.outer(h.sum(1), m.w), (8,)),
     "inner": (lambda m, h: torch.inner(h, m.w), (8, 8)),
     "tensordot": (lambda m, h: torch.tensordot(h.view(-1, 2, 4), m.w, 2), (2, 4, 8)),
