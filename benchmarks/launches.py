@@ -173,7 +173,7 @@ def state_bytes(optimizers: Sequence[Optimizer], device: str) -> int:
     """Bytes of state on a type of device; tensors of one storage count once."""
     storages: dict[int, int] = {}
     for optimizer in optimizers:
-        for x in tensors_of(list(optimizer.state.values())):
+        for x in tensors_of([dict(record) for record in optimizer.state.values()]):
             if x.device.type == device:
                 storages[storage_key(x)] = x.untyped_storage().nbytes()
     return sum(storages.values())
