@@ -47,12 +47,9 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
             if module in leaves or next(module.children(), None) is not None:
                 return None
             leaves.append(module)
-    specs = []
-    position = {}
-    for i, (name, p) in enumerate(model.named_parameters()):
-        specs.append(ParameterSpec.of(name, p))
-        position[p] = i
-    builder = GraphBuilder(specs)
+    named = dict(model.named_parameters())
+    position = {p: i for i, p in enumerate(named.values())}
+    builder = GraphBuilder([ParameterSpec.of(*item) for item in named.items()])
     last: int | None = None
     is_map = True  # whether neurons are channels, whose positions a flatten makes slots
     functions: list[str] = []  # applied to the last neurons

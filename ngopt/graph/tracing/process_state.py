@@ -97,8 +97,6 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     """Functions that read and write each; the last ones are written first."""
     yield np.geterr, lambda modes: np.seterr(**modes)
     yield np.get_printoptions, lambda options: np.set_printoptions(**options)
-    context = decimal.getcontext()
-    yield partial(getattr, context, "prec"), partial(setattr, context, "prec")
     yield sys.getrecursionlimit, sys.setrecursionlimit
     yield sys.getswitchinterval, sys.setswitchinterval
     yield gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()
@@ -110,7 +108,8 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     yield lambda: logging.root.level, logging.root.setLevel
     for container in os.environ, *global_hooks():
         yield container.copy, partial(_refill, container)
-    for owner, names in ATTRIBUTES:
+    # decimal has a context for each thread
+    for owner, names in (decimal.getcontext(), "prec"), *ATTRIBUTES:
         for name in names.split():
             yield partial(getattr, owner, name, None), partial(setattr, owner, name)
     for reader in filter(None, map(READERS.fullmatch, dir(_C))):
