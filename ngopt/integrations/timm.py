@@ -41,6 +41,8 @@ def _make(params: Any, weight_decay: float | None = None, **settings: Any) -> An
 
 
 if __name__ == "__main__":
+    if not Path(*sys.argv[1:2]).is_file():
+        sys.exit("usage: python -m ngopt.integrations.timm train.py --opt ngopt ...")
     register()
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))

@@ -54,6 +54,9 @@ class GraphSource:
     def stop_recording(self) -> None:
         """Stops waiting for a forward pass."""
 
+    def record_again(self) -> None:
+        """Waits for the next forward pass, of a module with other parameters."""
+
 
 class InferredGraph(GraphSource):
     """Inferred from names, shapes and order of the parameters; see `infer_graph`."""
@@ -165,6 +168,10 @@ class TracedGraph(GraphSource):
         if self.recorder is not None:
             self.recorder.remove()
             self.recorder = None
+
+    def record_again(self) -> None:
+        if self.model is not None and self.recorder is None:
+            self.recorder = Recorder(self.model)
 
     def graph_of(self, groups: Sequence[Group]) -> OrderedGraph:
         if self.model is not None:

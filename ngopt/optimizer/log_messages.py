@@ -111,11 +111,13 @@ class Messages:
     def warn_of_ignored(self, names: Sequence[str]) -> None:
         """names: arguments or keys of parameter groups without an effect."""
         if names:
+            # of LBFGS, whose step(closure) makes many
+            advice = " step(closure) is one step: write a loop." * ("max_iter" in names)
             self._warn_once(
                 "ignored",
                 f"these settings of other optimizers have no effect: "
                 f"{', '.join(names)}. To set constants of the default, pass "
-                "rule=SoapConfig(...).",
+                f"rule=SoapConfig(...).{advice}",
             )
 
     def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:

@@ -214,7 +214,13 @@ class NGOptimizer(Optimizer):
             >>> new = nn.Parameter(points.detach()[keep])
             >>> opt.select_rows(points, new, keep)
         """
-        source = torch.arange(len(param), device=param.device)[keep]
+        try:
+            source = torch.arange(len(param), device=param.device)[keep]
+        except IndexError as error:
+            raise ValueError(
+                "NGOptimizer: select_rows: expected keep with indices of the "
+                f"{len(param)} rows, the first axis, or a mask for them; {error}"
+            ) from error
         is_known = any(p is param for p in group_tensors(self.param_groups))
         if not is_known or len(source) != len(new):
             raise ValueError(
@@ -224,6 +230,7 @@ class NGOptimizer(Optimizer):
             )
         for group in self.param_groups:
             group["params"] = [new if p is param else p for p in group["params"]]
+        self._binding.source.record_again()
         record = self.state.pop(param, None)
         if record and not self._is_shared():
             self.state[new] = selected_rows(record, source, len(param))

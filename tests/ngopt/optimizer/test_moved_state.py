@@ -226,3 +226,33 @@ def test_state_of_one_parameter_is_saved_alone():
     whole = len(saved(opt.state_dict()).getvalue())
     alone = sum(len(saved(opt.state[p]).getvalue()) for p in model.parameters())
     assert whole < alone
+
+
+class Scene(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.means = nn.Parameter(torch.randn(ROWS, 3))
+        self.colors = nn.Parameter(torch.randn(ROWS, 2))
+
+    def forward(self, places):
+        return torch.tanh(places @ self.means.T) @ self.colors
+
+
+def test_a_traced_module_is_traced_again_with_selected_rows():
+    torch.manual_seed(0)
+    model, places = Scene(), torch.randn(8, 3)
+    opt = NGOptimizer(model.named_parameters(), model=model, total_steps=20)
+
+    def step():
+        opt.zero_grad()
+        model(places).square().mean().backward()
+        opt.step()
+        return str(opt)
+
+    assert "inferred" not in step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, old in dict(model.named_parameters()).items():
+            setattr(model, name, nn.Parameter(old.detach()[MASK]))
+            opt.select_rows(old, getattr(model, name), MASK)
+        assert "inferred" not in step()
