@@ -66,7 +66,7 @@ def sequential_graph(model: nn.Module) -> NeuralGraph | None:
             last = builder.add_group("input", module.weight.shape[1])
         builder.note_functions(last, functions)
         functions = []
-        weight = position[module.weight]
+        weight = position[module.weight]  # type: ignore[index]
         size = builder.groups[last].size
         slots = slot_shape(tuple(module.weight.shape), size)
         fits = is_map or module.weight.shape[1] == size

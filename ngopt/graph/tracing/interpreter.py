@@ -227,7 +227,7 @@ class RuleInterpreter:
     def _for_each_result(self, call: Node, value: Value) -> list[Value]:
         """The value for all results of its shape; others, such as indices and
         statistics, are unknown."""
-        results = list(self.tracer.unknown(call))
+        results: Any = list(self.tracer.unknown(call))  # type: ignore[arg-type]
         for k, result in enumerate(call.meta["val"]):
             if result.shape == value.shape and result.dtype != torch.long:
                 results[k] = value

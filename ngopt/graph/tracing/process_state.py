@@ -3,7 +3,7 @@
 A forward may change settings of torch, NumPy and Python, and may fail while one is
 changed; `torch.export` changes some, too.
 """
-# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateImportUsage=false, reportAttributeAccessIssue=false
 
 import decimal
 import gc
@@ -102,7 +102,8 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     yield gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()
     yield gc.get_threshold, lambda thresholds: gc.set_threshold(*thresholds)
     yield os.getcwd, os.chdir
-    yield (partial(locale.setlocale, locale.LC_ALL),) * 2
+    set_locale = partial(locale.setlocale, locale.LC_ALL)  # reads it without a value
+    yield set_locale, set_locale
     # no attributes, as loggers store which levels are enabled
     yield lambda: logging.root.manager.disable, logging.disable
     yield lambda: logging.root.level, logging.root.setLevel
