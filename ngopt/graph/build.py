@@ -34,7 +34,7 @@ from ngopt.graph.tracing.isolation import isolated
 aten = torch.ops.aten
 
 LONG = 2000
-"""Functions of a trace that says that it is long: some seconds."""
+"""Number of functions above which a trace takes seconds, and logs that it does."""
 UNBATCHED_DIMS = {aten.linear: 1, aten.conv1d: 2, aten.conv2d: 3, aten.conv3d: 4}
 """Axes of the input of a layer if there is no batch axis."""
 

@@ -33,7 +33,7 @@ ADAMW_LR = 1e-3  # AdamW's default, of groups without an lr beside others with o
 # Other values of `lr_schedule`, which replace the built-in schedule.
 BY_LR, BY_LR_AFTER_WARM_UP = "lr", "lr, after the built-in warm-up"
 FIRST_STEPS = 3  # in which a changed lr replaces the built-in schedule
-LONG_RUN = 300  # steps without a horizon, after which the average is recalled
+LONG_RUN = 300  # steps without a horizon, after which a message names the average
 MOST = 0.95  # of total_steps: schedules that have not begun to fall are constant
 FEW_STEPS = 20  # total_steps of runs too short for that
 LOW = 0.1  # of R: schedules that do not reach it are probably absolute rates
@@ -109,7 +109,7 @@ class LearningRates:
         Raises ValueError if a setting is out of range.
         """
         if not torch.compiler.is_dynamo_compiling():
-            self._check_decay(groups[0], state)
+            self._check_constant(groups[0], state)
         settings: list[Any] = []
         for group in groups:
             settings += [group[key] for key in (*PER_GROUP, *STEP_COUNTS)]
@@ -146,8 +146,9 @@ class LearningRates:
             self._warn_of_low(largest, reference)
         self._checked = settings
 
-    def _check_decay(self, group: Group, state: State) -> None:
-        """Counts a step; late in the run, says what it lacks if lr is constant."""
+    def _check_constant(self, group: Group, state: State) -> None:
+        """Counts a step. If lr is still constant late in the run: reminds of averages,
+        or warns of a scheduler that never falls."""
         self._steps += 1
         total_steps = group["total_steps"]
         last = LONG_RUN if total_steps is None else int(MOST * total_steps)

@@ -243,8 +243,7 @@ def weight_norm(tracer: Tracer, call: Node, v: Value, g: Value, *_) -> Value:
     if not (isinstance(v, Elements) and isinstance(g, Elements)):
         return tracer.unknown(call)
     # stride 0 along a row: `Tracer.edges` makes a feature of the targets of it
-    weight = v.with_factors([g.apply(lambda g: g.broadcast_to(v.shape))])
-    return weight
+    return v.with_factors([g.apply(lambda g: g.broadcast_to(v.shape))])
 
 
 def _disjoint_rows(tracer: Tracer, labels: Tensor) -> Tensor | None:

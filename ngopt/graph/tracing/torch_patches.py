@@ -7,7 +7,6 @@ its own thread alone: others do not take the branches of compilers.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from threading import get_ident
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +25,9 @@ _exporting_threads: set[int] = set()
 @contextmanager
 def patched_torch() -> Iterator[None]:
     """A context with these changes."""
-    export: Any = import_module("torch.export._trace")  # takes a second
+    from torch.export import _trace  # takes a second
+
+    export: Any = _trace
     compiler, utils = torch.compiler, export.torch._export.utils
     # replaces modules that are attributes of others, which those of other threads stay
     tracer: Any = proxy_tensor._ModuleStackTracer
