@@ -50,6 +50,13 @@ def array_module(x: Array) -> Any:
     return np if isinstance(x, np.ndarray) else torch
 
 
+def grouped_sums(x: Array, groups: Array) -> Array:
+    """The sum of each value's group, (n,). groups: index of the group, (n,)."""
+    if isinstance(x, np.ndarray):
+        return np.bincount(groups, x, len(x))[groups]
+    return torch.zeros_like(x).index_add(0, groups, x)[groups]
+
+
 def hypot(x: Array, y: Array) -> Array:
     if isinstance(x, np.ndarray):
         return np.hypot(x, y)

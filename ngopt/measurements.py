@@ -19,6 +19,18 @@ def dense_counts(grads: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
     return torch.stack([(grads[i] != 0).sum().to(dtype) for i in indices])
 
 
+def inner_products(
+    x: Sequence[Tensor], y: Sequence[Tensor], indices: Sequence[int]
+) -> Tensor:
+    """Inner products of the tensors at some indices, (k,), at least in float32."""
+    products = []
+    for i in indices:
+        dtype = torch.promote_types(x[i].dtype, torch.float32)
+        a, b = x[i].detach().flatten(), y[i].detach().flatten()
+        products.append(torch.dot(a.to(dtype), b.to(dtype)))
+    return torch.stack(products).to(precise_dtype(x[0].device))
+
+
 def spectral_excess(weight: Tensor) -> Tensor:
     """log of largest singular value / that of random matrices with equal RMS, ().
 

@@ -35,7 +35,7 @@ from ngopt.soap.eigenbasis import renewal_positions
 from ngopt.soap.elementwise import StepScalars
 from ngopt.soap.schedule import ScheduledValues, must_stay_tensor
 from ngopt.soap.soap import SoapRule
-from ngopt.soap.state import MOVED, StateLayout, counts_of, factors_of, first_record
+from ngopt.soap.state import SUMS, StateLayout, counts_of, factors_of, first_record
 from ngopt.soap.update import SoapUpdate, Step
 
 # Elements that one owner updates while others are sent.
@@ -179,7 +179,7 @@ class ShardedSoapUpdate(SoapUpdate):
 
     def compute_scalars(self, step: Step, scheduled: ScheduledValues) -> None:
         super().compute_scalars(step, scheduled)
-        step.moved = torch.zeros_like(step.moved)  # of the parts of this process
+        step.sums = torch.zeros_like(step.sums)  # of the parts of this process
 
     def make_layout(self, scalars: Sequence[str]) -> StateLayout:
         layouts = self.network.layouts
@@ -240,8 +240,8 @@ class ShardedSoapUpdate(SoapUpdate):
             leaving = partial(self._arrived, step, number, arrival)
         if leaving is not None:
             yield leaving()
-        # path and distance of whole parameters
-        step.state.scalars[MOVED].add_(self.shards.sum_of_owners(step.moved))
+        # of whole parameters
+        step.state.scalars[SUMS].add_(self.shards.sum_of_owners(step.sums))
 
     def _directions(
         self, step: Step, grads: Mapping[int, Tensor], buckets: Sequence[Bucket]

@@ -28,7 +28,7 @@ from ngopt.packing import PaddedRows, Values
 BUCKET_ELEMENTS = {"cpu": 1 << 20, "accelerator": 1 << 25}
 LANES = 128
 FEW_LANES, FEW_ELEMENTS = 16, 1 << 18  # of a bucket with few elements
-# Parameters with fewer elements are measured: see `is_measured`.
+# Parameters with at most so many elements are measured: see `is_measured`.
 MEASURED_ELEMENTS = 1 << 16
 
 
@@ -123,7 +123,7 @@ def is_measured(layouts: Layouts) -> bool:
     if len(layouts) != 1:
         return False
     layout = layouts[0]
-    return not layout.axes or prod(layout.shape) < MEASURED_ELEMENTS
+    return not layout.axes or prod(layout.shape) <= MEASURED_ELEMENTS
 
 
 class BucketEntry(NamedTuple):

@@ -48,6 +48,10 @@ class SoapConfig:
     path_ratio_steps: float = 20.0
     path_ratio_exponent: float = 5.0
     path_ratio_limit: float = 12.0
+    # Steps that undo the momentum before them by a cosine of more than undone become
+    # shorter for good, by exp(-undone_rate) at most: see `restraint`.
+    undone: float = 0.2
+    undone_rate: float = 0.1
     # Embedding tables: steps are density ** -rare_exponent times longer.
     rare_exponent: float = 0.5
     embedding: float = 2.5  # factors of the step size by role
@@ -106,6 +110,8 @@ class Measured(NamedTuple):
     density: Array | None = None
     # `spectral_excess` of matrices, 0 of vectors; a tensor; None unless `is_first`
     excess: Tensor | None = None
+    # |<gradient, weights>| / (their norms), 0 of vectors; None after the first steps
+    radial: Array | None = None
     # sums of squares of the momentum before this step; None unless gradients' agreement
     # is measured
     momentum_squares: Array | None = None

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ngopt import devices
-from ngopt.devices import Array, Pair
+from ngopt.devices import Array, Pair, array_module, grouped_sums
+from ngopt.roles.buckets import is_measured
 from ngopt.soap.config import Measured, Network, SoapConfig
 from ngopt.soap.elementwise import StepScalars
 from ngopt.soap.first_steps import OBSERVED_STEPS, FirstSteps
@@ -19,6 +20,7 @@ from ngopt.soap.state import ScalarState
 
 WEIGHT_SCALES = 0.0625, 10.0  # range of offset + slope * RMS(weights), see `of_step`
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
+REMEMBERED = 0.8  # share of the products of gradients and directions, per step
 UNIT_RANGE = 2.0**16  # largest ratio between the running RMS and its unit
 BIAS_SHARE = 0.2  # of the RMS of its matrix, see `gradient_scale`
 MIN_UNIT, MAX_UNIT = 2.0**-126, 2.0**126  # float32, as are the inverses
@@ -48,6 +50,10 @@ class ScalarEquations:
         self.first_steps = FirstSteps(network, config)
         self._bias_matrices = torch.tensor(network.bias_matrices, device=network.device)
         self._zeros = self.first_steps.numels * 0
+        # of matrices, and of biases by their matrix: whether entries are measured
+        matrices = [network.layouts[i] for i in network.bias_matrices]
+        is_restrained = [is_measured(layouts) for layouts in matrices]
+        self._is_restrained = torch.tensor(is_restrained, device=network.device)
         self._short = short_run_multiplier(config, network.total_steps)
         # largest squared distance in that of a random walk that has an effect
         self._max_ratio = config.path_ratio_limit ** (2 / config.path_ratio_exponent)
@@ -74,6 +80,7 @@ class ScalarEquations:
         if youngest <= COMPARED_STEPS:
             count = scheduled.count
             is_early = (count > 1) & (count <= COMPARED_STEPS + 1)
+        bias_matrices = xp.asarray(self._bias_matrices)
         g = gradient_scale(
             measured.grad_rms,
             state.scale,
@@ -81,10 +88,12 @@ class ScalarEquations:
             corrections=(scheduled.rms_correction_before, scheduled.rms_correction),
             clip=c.clip,
             is_early=is_early,
-            bias_matrices=xp.asarray(self._bias_matrices),
+            bias_matrices=bias_matrices,
         )
         if youngest < OBSERVED_STEPS:
             state = self.first_steps.update(measured, scheduled, state)
+        is_restrained = xp.asarray(self._is_restrained)
+        state = restrained(state, bias_matrices, is_restrained, c)
         new_state = state._replace(
             scale=g.scale,
             rms=g.rms,
@@ -101,7 +110,8 @@ class ScalarEquations:
         size = xp.maximum(size, size**0.5)  # of small weights
         if c.weight_exponent != 1:
             size = size**c.weight_exponent
-        decay = scheduled.weight_decay * g.active
+        size = size * state.restraint
+        decay = scheduled.weight_decay * state.restraint * g.active
         if multiplier is not None:
             size = size * multiplier
             decay = decay * multiplier
@@ -126,6 +136,44 @@ class ScalarEquations:
         factor_decay = xp.where(g.active, c.beta_factor * square, square)
         of_factors = FactorScalars(factor_decay, g.active, scheduled.count)
         return NewScalars(of_parameters, of_factors, new_state)
+
+
+def restrained(
+    state: ScalarState, bias_matrices: Array, is_restrained: Array, config: SoapConfig
+) -> ScalarState:
+    """The state with shorter steps where steps undo each other.
+
+    c is the cosine of the gradient g and the momentum m before it, both divided by the
+    root of second moments in the eigenbasis. Noise has c near 0. Steps that are too
+    long for a valley turn back: c < 0 (Pflug 1983).
+
+    The direction u = m + share g contains g. Its inner products are summed over steps,
+    and over a matrix and its bias.
+
+    Args:
+        bias_matrices: index of the matrix of each bias; of other parameters their own.
+        is_restrained: bool, (n,).
+    """
+    xp: Any = array_module(state.product)
+    gg, gu, uu = (
+        grouped_sums(x, bias_matrices)
+        for x in (state.gradient_square, state.product, state.direction_square)
+    )
+    s = 1 - config.beta1
+    share = s + (s - s * s) * config.nesterov
+    gm = gu - share * gg
+    mm = uu - 2 * share * gm - share * share * gg
+    squares = gg * mm
+    is_known = is_restrained & (squares > 0)
+    cosine = gm / xp.where(is_known, squares, 1.0) ** 0.5
+    least = config.undone
+    undone = ((-cosine).clip(least, 1.0) - least) / (1 - least) * is_known
+    return state._replace(
+        restraint=state.restraint * xp.exp(-config.undone_rate * undone),
+        gradient_square=state.gradient_square * REMEMBERED,
+        product=state.product * REMEMBERED,
+        direction_square=state.direction_square * REMEMBERED,
+    )
 
 
 class GradientScale(NamedTuple):

@@ -78,8 +78,15 @@ class ScalarState(NamedTuple):
     share: Tensor  # factor of the step size of trained weights
     agreement: Tensor  # of the first gradients, 0 to 1
     density: Tensor  # mean share of elements with a gradient, of tables
-    path: Tensor  # sum of squared steps
+    invariant: Tensor  # 1 where the scale of the weights has no effect, else 0
+    restraint: Tensor  # factor of the step size, from 1 down: see `restrained`
+    # sums over steps, of parameters with measured entries:
+    path: Tensor  # squared steps
     distance: Tensor  # squared, from the initial value
+    # inner products of gradient g and direction u, both preconditioned: g g, g u, u u
+    gradient_square: Tensor
+    product: Tensor
+    direction_square: Tensor
 
 
 def first_record(p: Tensor, layouts: Layouts, scalars: Mapping[str, float]) -> Record:
@@ -102,6 +109,7 @@ def first_record(p: Tensor, layouts: Layouts, scalars: Mapping[str, float]) -> R
     record = {"step": torch.zeros((), dtype=torch.float32, device="cpu")}
     initial = dict.fromkeys(ScalarState._fields, 0.0)
     initial["path"] = TINY  # a divisor
+    initial["restraint"] = 1.0
     for key, value in {**initial, **scalars}.items():
         record[key] = p.new_full((), value, dtype=dtype)
     for i, layout in enumerate(layouts):
@@ -134,8 +142,8 @@ class StackedState(NamedTuple):
     tensors: list[Tensor]  # all of these, for `PackedState.close`
 
 
-MOVED = slice(len(ScalarState._fields) - 2, len(ScalarState._fields))
-"""Rows of `StackedState.scalars` with path and distance."""
+SUMS = slice(ScalarState._fields.index("path"), len(ScalarState._fields))
+"""Rows of `StackedState.scalars` that a step adds to: path, distance and products."""
 
 
 class StateLayout:

@@ -27,10 +27,10 @@ from ngopt.soap.config import (
 )
 from ngopt.soap.eigenbasis import Renewal, RenewalSchedule, renewal_positions, renewed
 from ngopt.soap.elementwise import ELEMENTWISE, Elementwise, StepScalars
-from ngopt.soap.first_steps import OBSERVED_STEPS
+from ngopt.soap.first_steps import OBSERVED_STEPS, TINY
 from ngopt.soap.scalars import FactorScalars, ScalarEquations
 from ngopt.soap.schedule import ScheduledValues, StepSchedule, must_stay_tensor
-from ngopt.soap.state import MOVED, ScalarState, StackedState, StateLayout, counts_of
+from ngopt.soap.state import SUMS, ScalarState, StackedState, StateLayout, counts_of
 
 # Bytes of eigenbases that are renewed in one batch.
 RENEWED_BYTES = {"cpu": 4 << 20, "accelerator": 192 << 20}
@@ -56,7 +56,7 @@ class Step:
     youngest: float = torch.inf  # least age; infinite if ages are on the device
     scalars: Tensor = field(init=False)  # `StepScalars`, (fields, n)
     of_factors: dict[int, FactorScalars] = field(default_factory=dict)  # by size
-    moved: Tensor = field(init=False)  # path and distance, (2, n): the step adds
+    sums: Tensor = field(init=False)  # rows `SUMS` of the state: the step adds to them
     bases: dict[int, Tensor] = field(default_factory=dict)  # by size, for products
 
 
@@ -96,6 +96,8 @@ class SoapUpdate:
         self.scalars = ScalarEquations(network, config)
         numels = self.scalars.first_steps.numels
         self._roots = torch.cat((numels, numels)).sqrt()
+        matrices = self.scalars.first_steps.matrices
+        self._matrices = torch.tensor(matrices, dtype=torch.int64, device=numels.device)
 
     def make_layout(self, scalars: Sequence[str]) -> StateLayout:
         """The layout of the state; scalars: names of those of a multiplier."""
@@ -197,7 +199,9 @@ class SoapUpdate:
             grad.to(momentum.dtype), momentum, rows, self.config, self._product_dtype
         )
         if not bucket.factors:
-            return step.elementwise.precondition(grad, ahead, second, rows)
+            u = step.elementwise.precondition(grad, ahead, second, rows)
+            self.add_products(step, bucket, grad, u, rows)
+            return u
         stacks = bucket.stacked.split(grad)
         self.add_squares(step, bucket, stacks)
         if step.youngest == 0:  # first eigenbases, of first factors
@@ -217,6 +221,7 @@ class SoapUpdate:
         stacks = bucket.stacked.split(ahead)
         ahead = bucket.rotate(stacks, bases, False, step.write_out)
         u = step.elementwise.precondition(grad, ahead, second, rows)
+        self.add_products(step, bucket, grad, u, rows)
         return bucket.rotate(bucket.stacked.split(u), bases, True, step.write_out)
 
     def change(
@@ -234,7 +239,7 @@ class SoapUpdate:
         """Computes the scalars of all parameters, and updates those of the state."""
         count = len(step.params)
         rows = step.state.scalars.to(self._roots.dtype, copy=True)
-        values, kept = rows.split([MOVED.stop, len(self._kept)])
+        values, kept = rows.split([SUMS.stop, len(self._kept)])
         measured = self.measure(step)
         multiplier = None
         if self._multiplier is not None:
@@ -251,7 +256,7 @@ class SoapUpdate:
         )
         table = devices.stacked((*new.state, *kept), count, self._roots.dtype)
         step.state.scalars.copy_(table)
-        step.moved = step.state.scalars[MOVED]
+        step.sums = step.state.scalars[SUMS]
         table = devices.stacked(
             (*new.of_parameters, *new.of_factors), count, self.layout.dtype
         )
@@ -268,10 +273,13 @@ class SoapUpdate:
         count = len(step.params)
         tensors = [*step.grads, *step.params]
         norms = devices.norms(tensors, self._roots.dtype, step.in_place)
-        rms = self.sums.norms(norms) / self._roots
+        norms = self.sums.norms(norms)
+        rms = norms / self._roots
         measured = Measured(rms[:count], rms[count:])
         if step.youngest >= OBSERVED_STEPS:
             return measured
+        radial = self._radial(step, norms[:count] * norms[count:])
+        measured = measured._replace(radial=radial)
         is_start = step.youngest == 0
         if is_start:
             ages = torch.tensor(step.ages, device=rms.device)
@@ -286,6 +294,16 @@ class SoapUpdate:
         if observed:
             measured = measured._replace(density=self._density(step, observed))
         return measured
+
+    def _radial(self, step: Step, norms: Tensor) -> Tensor:
+        """See `Measured.radial`; norms: of gradients times those of weights, (n,)."""
+        matrices = self.scalars.first_steps.matrices
+        radial = torch.zeros_like(norms)
+        if matrices:
+            values = measurements.inner_products(step.grads, step.params, matrices)
+            values = self.sums.of_parts(values.to(norms), matrices)
+            radial = radial.index_copy(0, self._matrices, values)
+        return radial.abs() / norms.detach().clip(TINY)
 
     def _excess(self, step: Step) -> Tensor:
         excess = [torch.zeros_like(step.state.scalars[0, 0])] * len(step.params)
@@ -361,7 +379,27 @@ class SoapUpdate:
         rows = torch.stack((delta, total)).flatten(0, 1).unsqueeze(1)
         squares = torch.bmm(rows, rows.mT).view(2, -1)
         owners = bucket.owners[bucket.first :]
-        step.moved.index_add_(1, owners, squares.to(step.moved.dtype))
+        step.sums[:2].index_add_(1, owners, squares.to(step.sums.dtype))
+
+    def add_products(
+        self, step: Step, bucket: Bucket, grad: Tensor, u: Tensor, rows: StepScalars
+    ) -> None:
+        """Adds inner products of the gradient and u, as both are in the eigenbasis.
+
+        grad: is divided by the root of second moments here; u: of the bucket.
+        """
+        if not bucket.measured:
+            return
+        some = slice(bucket.first, None)
+        second = step.state.second[bucket][some].detach()
+        correction = rows.second_moment_correction[some]
+        squares = torch.addcmul(rows.damping[some], second, correction)
+        gradient = grad[some].detach() * squares.rsqrt()
+        pair = torch.stack((gradient, u[some].detach().to(gradient.dtype)), 1)
+        products = torch.bmm(pair, pair.mT).flatten(1).T  # g g, g u, u g, u u
+        owners = bucket.owners[some]
+        table = torch.stack((products[0], products[1], products[3]))
+        step.sums[2:].index_add_(1, owners, table.to(step.sums.dtype))
 
     def split(self, step: Step, bucket: Bucket, delta: Tensor) -> list[Change]:
         """The changes of the entries of a bucket; delta: (rows, lanes)."""

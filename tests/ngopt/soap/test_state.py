@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ngopt.roles.buckets import Axis, MatrixLayout
-from ngopt.soap.state import MOVED, ScalarState, StateLayout, counts_of, first_record
+from ngopt.soap.state import SUMS, ScalarState, StateLayout, counts_of, first_record
 
 LAYOUTS = [
     [MatrixLayout((2, 4, 6, 1), (Axis("rows", 2, 2, 6), Axis("channels", 1, 6, 4)))],
@@ -102,6 +102,6 @@ def test_scalars_of_a_multiplier_follow_those_of_the_rule():
     kept = records(factor=0.5)
     state = layout.open(kept, in_place=True)
     assert state.scalars[-1].tolist() == [0.5, 0.5, 0.5]
-    state.scalars[MOVED].fill_(3)
+    state.scalars[SUMS].fill_(3)
     assert kept[1]["path"] == kept[1]["distance"] == 3
     assert kept[1]["factor"] == 0.5
