@@ -26,6 +26,8 @@ class Reference:
         self.size = 0.0
         self.factors = [np.zeros((n, n)) for n in (rows, columns)]
         self.bases = [np.eye(n) for n in (rows, columns)]
+        self.products = np.zeros(3)
+        self.restraint = 1.0
 
     def direction(self, g, due):
         """due: which of both bases are renewed after this step."""
@@ -34,6 +36,7 @@ class Reference:
             self.scale = 2.0 ** round(np.log2(np.sqrt((g**2).mean())))
         g = g / self.scale
         self.size = 0.95 * self.size + 0.05 * (g**2).mean()
+        before = self.m
         self.m = c.beta1 * self.m + (1 - c.beta1) * g
         for k, product in enumerate((g @ g.T, g.T @ g)):
             kept = c.beta_factor * self.factors[k]
@@ -46,9 +49,21 @@ class Reference:
         ahead = c.beta1 * self.m + (1 - c.beta1) * g
         rotated = left.T @ ahead @ right / (1 - c.beta1 ** (t + 1))
         scaled = rotated / np.sqrt(self.v / (1 - c.beta2**t) + damping)
+        share = 0.1 * c.nesterov
+        correction = (1 - c.beta1**t) * (1 - share) + share
+        root = np.sqrt(self.v / (1 - c.beta2**t) + damping) * correction
+        pair = [(left.T @ x @ right / root).ravel() for x in (g, before)]
+        self.remember(*pair)
         self.renew(due)
         self.t = t
         return left @ scaled @ right.T
+
+    def remember(self, g, m):
+        """The step after this one is shorter if g is opposite to m."""
+        self.products = 0.8 * self.products + np.array([g @ g, g @ m, m @ m])
+        gg, gm, mm = self.products
+        undone = (-gm / np.sqrt(gg * mm) - 0.2) / 0.8 if self.t else 0
+        self.next_restraint = self.restraint * np.exp(-0.1 * max(undone, 0))
 
     def renew(self, due):
         for k in due:
@@ -103,6 +118,26 @@ def test_a_matrix_is_the_reference(shape, every):
         np.testing.assert_allclose(basis.numpy(), reference.bases[k], **exact)
     second = (1 - config.beta2) * record["exp_avg_sq_0"][0, ..., 0].numpy()
     np.testing.assert_allclose(second, reference.v, **exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("nesterov", [1.0, 0.0])
+def test_steps_that_undo_each_other_become_shorter(nesterov):
+    shape = 5, 3
+    config = SoapConfig(**PLAIN_STEPS, nesterov=nesterov, precondition_frequency=1)
+    linear = nn.Linear(3, 5, bias=False, dtype=torch.float64)
+    rule = Soap(config).bind(build_graph(linear), total_steps=1000)
+    (p,) = params = [linear.weight.detach()]
+    state, reference = rule.init(params), Reference(config, *shape)
+    for t, noise in enumerate(gradients(30, *shape)):
+        turn = torch.from_numpy(reference.m)
+        g = noise if t == 0 else 0.2 * noise - 3 * turn / turn.square().mean().sqrt()
+        _, state = update_all(rule, [g], state, params, constant(1))
+        expected = reference.restraint
+        assert state[0]["restraint"].item() == pytest.approx(expected, rel=1e-9)
+        reference.direction(g.numpy(), due_at(t, shape, 1))
+        reference.restraint = reference.next_restraint
+    assert 0.1 < reference.restraint < 0.7
 
 
 @torch.no_grad()
