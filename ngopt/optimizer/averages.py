@@ -50,11 +50,6 @@ def write_averages(params: Sequence[Tensor], state: State) -> None:
         free_gathered()
 
 
-def is_evaluating(groups: Sequence[Group]) -> bool:
-    """Whether the parameters are averages, and the averages of the state weights."""
-    return not all(group.get(TRAIN_MODE, True) for group in groups)
-
-
 @torch.no_grad()
 def exchange(groups: Sequence[Group], state: State) -> Kept:
     """Exchanges the parameters for their averages: a state_dict then has both.
@@ -97,7 +92,7 @@ def warning_of_changes(groups: Sequence[Group], state: State) -> Iterator[None]:
     params = averaged_parameters(groups, state)
     before = _versions(params)
     yield
-    if is_evaluating(groups) and _versions(params) != before:
+    if not groups[0].get(TRAIN_MODE, True) and _versions(params) != before:
         warn("parameters were changed within averaged(); these changes are lost.")
 
 

@@ -248,7 +248,7 @@ class NGOptimizer(Optimizer):
 
         Raises RuntimeError, and changes nothing, after `eval`.
         """
-        if averages.is_evaluating(self.param_groups):
+        if self._is_evaluating():
             raise RuntimeError(
                 "NGOptimizer: expected parameters with weights; got their averages, as "
                 "after eval() or in averaged(). Call opt.train() before step()."
@@ -276,22 +276,20 @@ class NGOptimizer(Optimizer):
     def eval(self) -> None:
         """Puts the average of the weights so far into the parameters, until `train`.
 
-        Call both where the model's are called. With `total_steps`, and for metanets of
-        the paper, there is no average and nothing changes. `state_dict` keeps the
-        weights, so a run can be saved here: load model and optimizer, call `train`.
+        With `total_steps`, and for metanets of the paper, there is no average and
+        nothing changes. `state_dict` keeps the weights, so a run can be saved here:
+        load model and optimizer, then call `train`.
 
-        Buffers, as of BatchNorm, are not averaged: `torch.optim.swa_utils.update_bn`
-        computes them.
+        Buffers are not averaged; `torch.optim.swa_utils.update_bn` updates BatchNorm's.
         """
         self._messages.is_first("average")
-        if not averages.is_evaluating(self.param_groups):
+        if not self._is_evaluating():
             self._kept_averages = averages.exchange(self.param_groups, self.state)
 
     def train(self) -> None:
         """Puts the weights back after `eval`. Changes of the averages are lost."""
-        groups = self.param_groups
-        if averages.is_evaluating(groups):
-            averages.exchange_back(groups, self.state, self._kept_averages)
+        if self._is_evaluating():
+            averages.exchange_back(self.param_groups, self.state, self._kept_averages)
             self._kept_averages = {}
 
     def load_average(self) -> None:
@@ -312,7 +310,7 @@ class NGOptimizer(Optimizer):
             >>> with opt.averaged():
             ...     accuracy = evaluate(model)
         """
-        if averages.is_evaluating(self.param_groups):
+        if self._is_evaluating():
             yield
             return
         self.eval()
@@ -385,6 +383,11 @@ class NGOptimizer(Optimizer):
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
         return loaded
+
+    def _is_evaluating(self) -> bool:
+        """Whether parameters are averages, and averages in the state weights."""
+        modes = [group.get(averages.TRAIN_MODE, True) for group in self.param_groups]
+        return not all(modes)  # groups that were added since have True
 
     def _is_shared(self) -> bool:
         return self._binding.is_shared(group_tensors(self.param_groups))
