@@ -163,9 +163,11 @@ class _MeasuredLoop(TrainingLoop):
         Its `eval()` then puts them into the model, and `train()` those for training.
         """
         optimizer: Any = self.optimizer
-        is_averaged = hasattr(optimizer, "eval")
-        if is_averaged:
+        if hasattr(optimizer, "eval"):
             optimizer.eval()
+        groups = optimizer.param_groups  # with total_steps there are no averages
+        is_averaged = not all(group.get("train_mode", True) for group in groups)
+        if is_averaged:
             self._update_batch_norm()
         self.model.eval()
         metrics = self.problem.evaluate(self.model, split, limit)

@@ -29,7 +29,6 @@ from ngopt.race.optimizers import (
     soap,
     with_cosine,
 )
-from ngopt.soap.soap import Soap
 
 ADAMW_WEIGHT_DECAY = 0.1  # as in most recipes for transformers
 
@@ -182,9 +181,7 @@ def _learned(
     scale: float,
     total_steps: int,
 ) -> Built:
-    is_averaged = OPEN in options and isinstance(rule, Soap)
-    kind = AveragedNGOptimizer if is_averaged else NGOptimizer
-    optimizer = kind(
+    optimizer = NGOptimizer(
         model.named_parameters(),
         scale=scale,
         rule=rule,
@@ -196,17 +193,6 @@ def _learned(
     if SCHEDULED in options:
         return optimizer, LinearLR(optimizer, 1.0, 0.0, total_steps)
     return optimizer, None
-
-
-class AveragedNGOptimizer(NGOptimizer):
-    """Evaluated with averaged weights, which `eval` puts into the model."""
-
-    def eval(self) -> None:
-        self._within = self.averaged()
-        self._within.__enter__()
-
-    def train(self) -> None:
-        self._within.__exit__(None, None, None)
 
 
 _adam_cosine = with_cosine(from_torch(Adam))

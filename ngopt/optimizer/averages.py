@@ -12,6 +12,10 @@ from ngopt.optimizer.param_groups import Group, group_tensors
 from ngopt.shard_layout import are_divided, local, real
 from ngopt.user_warnings import warn
 
+TRAIN_MODE = "train_mode"  # of groups, as of schedule-free optimizers
+
+Kept = dict[Tensor, Tensor]  # averages of parameters
+
 
 def start_or_drop_averages(
     state: State, params: Sequence[Tensor], initial: Sequence[Record]
@@ -46,29 +50,50 @@ def write_averages(params: Sequence[Tensor], state: State) -> None:
         free_gathered()
 
 
-@contextmanager
-def averages_written(groups: Sequence[Group], state: State) -> Iterator[None]:
-    """Writes averages into parameters, and restores the parameters at the end.
+@torch.no_grad()
+def exchange(groups: Sequence[Group], state: State) -> Kept:
+    """Exchanges the parameters for their averages: a state_dict then has both.
 
-    Warns if they were changed in between.
+    Returns the averages, as parameters of 16 bits round them, and may be edited.
     """
     params = averaged_parameters(groups, state)
-    saved = [(p, p.detach().clone()) for p in map(local, params)]
-    try:
-        write_averages(params, state)
-        before = _versions(params)
-        yield
-        if _versions(params) != before:
-            warn(
-                "parameters were changed within averaged(), as by step(); these "
-                "changes are lost. Train outside of it."
-            )
-    finally:
-        with torch.no_grad():
-            for p, value in saved:
-                p.copy_(value)
-        if are_divided(params):
-            free_gathered()
+    kept = {p: state[p][AVERAGE].clone() for p in params}
+    for p, average in kept.items():
+        weights = real(local(p))
+        state[p][AVERAGE].copy_(weights)
+        weights.copy_(average)
+    _set_mode(groups, not params, params)
+    return kept
+
+
+@torch.no_grad()
+def exchange_back(groups: Sequence[Group], state: State, kept: Kept) -> None:
+    """The inverse. Averages that were not kept, as in a state_dict, are those in the
+    parameters."""
+    params = [p for p in group_tensors(groups) if AVERAGE in state.get(p, {})]
+    for p in params:
+        weights, record = real(local(p)), state[p]
+        average = kept[p] if p in kept else weights.clone()
+        weights.copy_(record[AVERAGE])
+        record[AVERAGE].copy_(average)
+    _set_mode(groups, True, params)
+
+
+def _set_mode(groups: Sequence[Group], is_training: bool, params: list[Tensor]) -> None:
+    for group in groups:
+        group[TRAIN_MODE] = is_training
+    if are_divided(params):
+        free_gathered()
+
+
+@contextmanager
+def warning_of_changes(groups: Sequence[Group], state: State) -> Iterator[None]:
+    """Warns of parameters that are changed while they are averages."""
+    params = averaged_parameters(groups, state)
+    before = _versions(params)
+    yield
+    if not groups[0].get(TRAIN_MODE, True) and _versions(params) != before:
+        warn("parameters were changed within averaged(); these changes are lost.")
 
 
 def _versions(params: Sequence[Tensor]) -> list[int]:

@@ -104,8 +104,8 @@ class Messages:
         if self.is_first("average"):
             logger.warning(
                 "NGOptimizer: without total_steps the step size never falls to zero. "
-                "Evaluate the averaged weights, `with opt.averaged():`, and end with "
-                "opt.load_average()."
+                "Evaluate the averaged weights, between opt.eval() and opt.train(), "
+                "and end with opt.load_average()."
             )
 
     def warn_of_ignored(self, names: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ COPIED_ATTRIBUTES = (
     "_messages",
     "_rates",
     "_binding",
+    "_kept_averages",
 )
 
 
@@ -70,8 +71,8 @@ class NGOptimizer(Optimizer):
         rule: "default", the name of bundled weights, a `SoapConfig`, the path of a
             weights file, a metanet, or an `UpdateRule` (default: "default").
         total_steps: the number of training steps; the step size then falls to zero.
-            Without it use `averaged` and `load_average`. Metanets of the paper ignore
-            it unless their weights have a `Cooldown`.
+            Without it use `eval` or `load_average`. Metanets of the paper ignore it
+            unless their weights have a `Cooldown`.
         maximize: maximize instead of minimize (default: False). Per group.
         compute_dtype: dtype of a metanet (default: dtype of the state), or of rotations
             of the default (default: dtype of the state on CPUs, bfloat16 on
@@ -134,6 +135,7 @@ class NGOptimizer(Optimizer):
         self._messages.warn_of_ignored(arguments.ignored_settings(others))
         self._rates = LearningRates(self._messages)
         self._lr = lr  # of groups that are added without one
+        self._kept_averages: averages.Kept = {}  # while the parameters are averages
         if not isinstance(params, Tensor | set):  # for which torch has messages
             params = cast(ParamsT, list(params))
         defaults: dict[str, Any] = {
@@ -147,6 +149,7 @@ class NGOptimizer(Optimizer):
             ),
             "reference_lr": None,
             "lr_schedule": param_groups.BUILT_IN,
+            averages.TRAIN_MODE: True,
         }
         param_groups.check_settings(defaults)
         super().__init__(params, defaults)
@@ -242,7 +245,14 @@ class NGOptimizer(Optimizer):
 
         Args:
             closure: re-evaluates the model and returns the loss, which `step` returns.
+
+        Raises RuntimeError, and changes nothing, after `eval`.
         """
+        if self._is_evaluating():
+            raise RuntimeError(
+                "NGOptimizer: expected parameters with weights; got their averages, as "
+                "after eval() or in averaged(). Call opt.train() before step()."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -263,30 +273,52 @@ class NGOptimizer(Optimizer):
             bound.update(self.state, grads, hyper)
         return loss
 
-    def load_average(self) -> None:
-        """Overwrites the parameters with the average of the weights so far.
+    def eval(self) -> None:
+        """Puts the average of the weights so far into the parameters, until `train`.
 
-        Call it at the end of a training run without `total_steps`. With `total_steps`,
-        and for metanets of the paper, there is no average and nothing changes.
+        With `total_steps`, and for metanets of the paper, there is no average and
+        nothing changes. `state_dict` keeps the weights, so a run can be saved here:
+        load model and optimizer, then call `train`.
+
+        Buffers are not averaged; `torch.optim.swa_utils.update_bn` updates BatchNorm's.
         """
         self._messages.is_first("average")
+        if not self._is_evaluating():
+            self._kept_averages = averages.exchange(self.param_groups, self.state)
+
+    def train(self) -> None:
+        """Puts the weights back after `eval`. Changes of the averages are lost."""
+        if self._is_evaluating():
+            averages.exchange_back(self.param_groups, self.state, self._kept_averages)
+            self._kept_averages = {}
+
+    def load_average(self) -> None:
+        """Overwrites the parameters with the average, for good; see `eval`.
+
+        Call it at the end of a training run without `total_steps`.
+        """
+        self._messages.is_first("average")
+        self.train()
         params = averages.averaged_parameters(self.param_groups, self.state)
         averages.write_averages(params, self.state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Context with the parameters of `load_average`; it restores them at its end.
-
-        Buffers, as of BatchNorm, are neither averaged nor restored: call
-        `torch.optim.swa_utils.update_bn(batches, model)` within, and restore them.
+        """Context between `eval` and `train`; after `eval` it changes nothing.
 
         Examples:
             >>> with opt.averaged():
             ...     accuracy = evaluate(model)
         """
-        self._messages.is_first("average")
-        with averages.averages_written(self.param_groups, self.state):
+        if self._is_evaluating():
             yield
+            return
+        self.eval()
+        try:
+            with averages.warning_of_changes(self.param_groups, self.state):
+                yield
+        finally:
+            self.train()
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the constants under "rule". Processes that share the
@@ -325,6 +357,7 @@ class NGOptimizer(Optimizer):
             state_dicts.restore_dtypes(self.state, params, loaded)
             self._binding.clear_rule()  # compiled steps are guarded by the old state
             self._rates.reset()
+            self._kept_averages = {}
 
         # runs after the pre-hooks, and before the post-hooks, of the user
         pre_hook = self.register_load_state_dict_pre_hook(check)
@@ -350,6 +383,11 @@ class NGOptimizer(Optimizer):
         if not self._awaits_forward():  # else checked when the graph is known
             self._binding.check_loaded(loaded, self)
         return loaded
+
+    def _is_evaluating(self) -> bool:
+        """Whether parameters are averages, and averages in the state weights."""
+        modes = [group.get(averages.TRAIN_MODE, True) for group in self.param_groups]
+        return not all(modes)  # groups that were added since have True
 
     def _is_shared(self) -> bool:
         return self._binding.is_shared(group_tensors(self.param_groups))

@@ -260,7 +260,10 @@ def forward_passes_read_averages(rank, size):
             losses.append(loss_of(model, batch(0)).item())
             with opt.averaged():
                 losses.append(loss_of(model, batch(0)).item())
-    assert losses[:2] == losses[2:]
+        for mode in (opt.eval, opt.train):
+            mode()
+            losses.insert(4, loss_of(model, batch(0)).item())
+    assert losses[:2] == losses[2:4] == losses[4:]
     alone = network("mlp")
     with torch.no_grad(), opt.averaged():
         for p, q in zip(alone.parameters(), whole(model), strict=True):

@@ -90,12 +90,17 @@ class TestHorizons:
         step(model, opt, inputs)
         assert "average" not in opt.state[model[0].weight]
 
-    def test_steps_within_an_average_are_lost_with_a_warning(self):
+    def test_changes_within_an_average_are_lost_with_a_warning(self):
         model, opt, inputs = begun()
-        before = model[0].weight.detach().clone()
+        weight = model[0].weight
+        before, average = weight.detach().clone(), opt.state[weight]["average"].clone()
         with pytest.warns(UserWarning, match="these changes are lost"), opt.averaged():
+            nn.init.zeros_(weight)
+        assert torch.equal(weight, before)
+        assert torch.equal(opt.state[weight]["average"], average)
+        with pytest.raises(RuntimeError, match="before step"), opt.averaged():
             step(model, opt, inputs)
-        assert torch.equal(model[0].weight, before)
+        assert torch.equal(weight, before)
 
     def test_removing_total_steps_starts_an_average(self):
         model, opt, inputs = begun(20)

@@ -116,8 +116,9 @@ class TestAverages:
                 p.grad = torch.ones_like(p)
             opt.step()
         last = [p.detach().clone() for p in params]
+        averages = [opt.state[p]["average"].clone() for p in params]
         with opt.averaged():
-            for p in params:
+            for p, average in zip(params, averages, strict=True):
                 real = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
-                assert torch.equal(real, opt.state[p]["average"].to(real.dtype))
+                assert torch.equal(real, average.to(real.dtype))
         assert all(torch.equal(p, b) for p, b in zip(params, last, strict=True))
