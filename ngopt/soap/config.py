@@ -110,7 +110,7 @@ class Measured(NamedTuple):
     density: Array | None = None
     # `spectral_excess` of matrices, 0 of vectors; a tensor; None unless `is_first`
     excess: Tensor | None = None
-    # |<gradient, weights>| / (their norms), 0 of vectors; None after the first steps
+    # |<gradient, weights>| / (their norms), 1 of vectors; None after the first steps
     radial: Array | None = None
     # sums of squares of the momentum before this step; None unless gradients' agreement
     # is measured

@@ -23,7 +23,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ngopt import measurements
 from ngopt.devices import Array, Pair, array_module, precise_dtype
+from ngopt.functional import Sums
 from ngopt.soap.config import Measured, Network, SoapConfig
 from ngopt.soap.schedule import ScheduledValues
 from ngopt.soap.state import ScalarState
@@ -38,7 +40,7 @@ TINY = 1e-30
 
 
 class FirstSteps:
-    """Updates the factors in `ScalarState` in the first steps.
+    """Measures the first steps, and updates factors in `ScalarState`.
 
     Attributes:
         numels: elements of each parameter, (n,), on the device.
@@ -58,6 +60,43 @@ class FirstSteps:
         self.tables = [i for i, of_table in enumerate(is_table) if of_table]
         self._is_table = torch.tensor(is_table, device=network.device)
         self._numels = network.numels
+
+    def radial(
+        self,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor],
+        norms: Tensor,
+        sums: Sums,
+    ) -> Tensor:
+        """See `Measured`; norms: of gradients times those of weights, (n,)."""
+        norms = norms.detach()
+        radial = [torch.ones_like(norms[0])] * len(norms)
+        if self.matrices:
+            products = measurements.inner_products(grads, params, self.matrices)
+            products = sums.of_parts(products.to(norms.dtype), self.matrices)
+            for i, product in zip(self.matrices, products, strict=True):
+                radial[i] = product.abs() / norms[i].clip(TINY)
+        return torch.stack(radial)
+
+    def excess(self, params: Sequence[Tensor], sums: Sums) -> Tensor:
+        """See `Measured`."""
+        excess = [torch.zeros_like(self.numels[0])] * len(params)
+        for i, p in sums.whole_parameters(params):
+            if i in self.matrices:
+                excess[i] = measurements.spectral_excess(p).to(self.numels.dtype)
+        return sums.of_owners(torch.stack(excess))
+
+    def density(
+        self, grads: Sequence[Tensor], indices: Sequence[int], sums: Sums
+    ) -> Tensor:
+        """Shares of nonzero elements of gradients at some indices, else 1; (n,)."""
+        counts = measurements.dense_counts(grads, indices)
+        counts = sums.of_parts(counts, indices)
+        shares = counts / self.numels[list(indices)]
+        density = [torch.ones_like(self.numels[0])] * len(grads)
+        for i, share in zip(indices, shares, strict=True):
+            density[i] = share
+        return torch.stack(density)
 
     def update(
         self, measured: Measured, scheduled: ScheduledValues, state: ScalarState

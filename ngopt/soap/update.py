@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngopt import devices, measurements
+from ngopt import devices
 from ngopt.chunking import chunk_size
 from ngopt.functional import AVERAGE, Change, Hyper, Record, Sums
 from ngopt.roles.buckets import Bucket
@@ -27,7 +27,7 @@ from ngopt.soap.config import (
 )
 from ngopt.soap.eigenbasis import Renewal, RenewalSchedule, renewal_positions, renewed
 from ngopt.soap.elementwise import ELEMENTWISE, Elementwise, StepScalars
-from ngopt.soap.first_steps import OBSERVED_STEPS, TINY
+from ngopt.soap.first_steps import OBSERVED_STEPS
 from ngopt.soap.scalars import FactorScalars, ScalarEquations
 from ngopt.soap.schedule import ScheduledValues, StepSchedule, must_stay_tensor
 from ngopt.soap.state import SUMS, ScalarState, StackedState, StateLayout, counts_of
@@ -96,8 +96,6 @@ class SoapUpdate:
         self.scalars = ScalarEquations(network, config)
         numels = self.scalars.first_steps.numels
         self._roots = torch.cat((numels, numels)).sqrt()
-        matrices = self.scalars.first_steps.matrices
-        self._matrices = torch.tensor(matrices, dtype=torch.int64, device=numels.device)
 
     def make_layout(self, scalars: Sequence[str]) -> StateLayout:
         """The layout of the state; scalars: names of those of a multiplier."""
@@ -278,49 +276,27 @@ class SoapUpdate:
         measured = Measured(rms[:count], rms[count:])
         if step.youngest >= OBSERVED_STEPS:
             return measured
-        radial = self._radial(step, norms[:count] * norms[count:])
-        measured = measured._replace(radial=radial)
-        is_start = step.youngest == 0
-        if is_start:
-            ages = torch.tensor(step.ages, device=rms.device)
-            measured = measured._replace(is_first=ages == 0, excess=self._excess(step))
+        first_steps, values = self.scalars.first_steps, (step.grads, step.params)
+        products = norms[:count] * norms[count:]
+        measured = measured._replace(
+            radial=first_steps.radial(*values, products, self.sums)
+        )
         if step.youngest >= 2:
             squares = self.layout.squares(step.state.momentum)
             measured = measured._replace(momentum_squares=self.sums.of_owners(squares))
-        observed = self.scalars.first_steps.tables
-        if is_start and self._multiplier is not None:
-            roles = enumerate(self.network.roles)
-            observed = [i for i, role in roles if role.blocks]
+        observed = first_steps.tables
+        if step.youngest == 0:
+            ages = torch.tensor(step.ages, device=rms.device)
+            measured = measured._replace(
+                is_first=ages == 0, excess=first_steps.excess(step.params, self.sums)
+            )
+            if self._multiplier is not None:
+                roles = enumerate(self.network.roles)
+                observed = [i for i, role in roles if role.blocks]
         if observed:
-            measured = measured._replace(density=self._density(step, observed))
+            density = first_steps.density(step.grads, observed, self.sums)
+            measured = measured._replace(density=density)
         return measured
-
-    def _radial(self, step: Step, norms: Tensor) -> Tensor:
-        """See `Measured.radial`; norms: of gradients times those of weights, (n,)."""
-        matrices = self.scalars.first_steps.matrices
-        radial = torch.zeros_like(norms)
-        if matrices:
-            values = measurements.inner_products(step.grads, step.params, matrices)
-            values = self.sums.of_parts(values.to(norms), matrices)
-            radial = radial.index_copy(0, self._matrices, values)
-        return radial.abs() / norms.detach().clip(TINY)
-
-    def _excess(self, step: Step) -> Tensor:
-        excess = [torch.zeros_like(step.state.scalars[0, 0])] * len(step.params)
-        for i, p in self.sums.whole_parameters(step.params):
-            if i in self.scalars.first_steps.matrices:
-                excess[i] = measurements.spectral_excess(p)
-        return self.sums.of_owners(torch.stack(excess))
-
-    def _density(self, step: Step, indices: Sequence[int]) -> Tensor:
-        """Shares of nonzero elements of gradients at some indices, else 1; (n,)."""
-        counts = measurements.dense_counts(step.grads, indices)
-        counts = self.sums.of_parts(counts, indices)
-        shares = counts / self.scalars.first_steps.numels[list(indices)]
-        density = [torch.ones_like(self._roots[0])] * len(step.params)
-        for i, share in zip(indices, shares, strict=True):
-            density[i] = share
-        return torch.stack(density)
 
     def _multiplied(
         self, step: Step, measured: Measured, scheduled: ScheduledValues, rows: Tensor

@@ -127,7 +127,7 @@ def test_steps_that_undo_each_other_become_shorter(nesterov):
     config = SoapConfig(**PLAIN_STEPS, nesterov=nesterov, precondition_frequency=1)
     linear = nn.Linear(3, 5, bias=False, dtype=torch.float64)
     rule = Soap(config).bind(build_graph(linear), total_steps=1000)
-    (p,) = params = [linear.weight.detach()]
+    params = [linear.weight.detach()]
     state, reference = rule.init(params), Reference(config, *shape)
     for t, noise in enumerate(gradients(30, *shape)):
         turn = torch.from_numpy(reference.m)
