@@ -1,7 +1,6 @@
 """Trains copies of a network at once, each by Adam with settings of its own."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,38 +15,40 @@ BETA2, EPSILON = 0.999, 1e-8  # torch's
 Params = dict[str, Tensor]  # each (copies, *shape)
 
 
-class Settings(NamedTuple):
-    """Of a copy; lr: the highest learning rate."""
-
-    lr: float
-    beta1: float
-
-
 def lr_factor(step: int, steps: int) -> float:
     """Warm-up, times a line from one to zero. step: from 0."""
     return min(1.0, (step + 1) / (WARMUP * steps)) * (1 - step / steps)
 
 
 def train_copies(
-    problem: SupervisedProblem, seed: int, settings: Sequence[Settings], steps: int
+    problem: SupervisedProblem, seed: int, settings: Sequence[tuple], steps: int
 ) -> Tensor:
-    """The training losses (copies,) after training on one full batch.
+    """The training losses (copies,) after steps of Adam on the problem's full batch.
 
-    All copies begin with the weights of the seed.
+    All copies begin with the weights of the seed. settings: lr and beta1 of each.
     """
     model = problem.init(seed)
     inputs, targets = problem.batch(seed, 0)
-    params: Params = {}
+    loss = vmap(problem.objective.loss, (0, None))
+    params, moments = {}, []
     for name, p in model.named_parameters():
         params[name] = p.detach().repeat(len(settings), *[1] * p.dim())
+        moments.append((params[name] * 0, params[name] * 0))
         params[name].requires_grad_()
-    tensors = list(params.values())
-    loss = vmap(problem.objective.loss, (0, None))
-    optimizer = StackedAdam(tensors, settings)
+    lrs, beta1s = torch.tensor(settings, dtype=torch.float64).unbind(1)
     for step in range(steps):
         losses = loss(stacked_outputs(model, params, inputs), targets)
-        grads = torch.autograd.grad(losses.sum(), tensors)
-        optimizer.step(grads, lr_factor(step, steps))
+        grads = torch.autograd.grad(losses.sum(), tuple(params.values()))
+        sizes = lr_factor(step, steps) * lrs / (1 - beta1s ** (step + 1))
+        correction = 1 - BETA2 ** (step + 1)
+        for p, grad, (mean, square) in zip(
+            params.values(), grads, moments, strict=True
+        ):
+            of_copy = -1, *[1] * (p.dim() - 1)
+            mean.lerp_(grad, (1 - beta1s).to(p).view(of_copy))
+            square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
+            deviation = (square / correction).sqrt_().add_(EPSILON)
+            p.data.sub_(mean / deviation * sizes.to(p).view(of_copy))
     return loss(stacked_outputs(model, params, inputs), targets).detach()
 
 
@@ -66,28 +67,3 @@ def stacked_outputs(model: nn.Module, params: Params, inputs: Tensor) -> Tensor:
     solutions = vmap(outputs)(params, points.unflatten(0, (copies, -1)))
     residuals = model.equation.residual(solutions.flatten(), points)
     return residuals.view(copies, -1)
-
-
-class StackedAdam:
-    """Adam (Kingma and Ba 2015, Algorithm 1) with settings for each copy."""
-
-    def __init__(self, params: Sequence[Tensor], settings: Sequence[Settings]):
-        lrs, beta1s = torch.tensor(settings, dtype=torch.float64).unbind(1)
-        self.lrs, self.beta1s = lrs, beta1s
-        self.params, self.count = params, 0
-        self.means = [torch.zeros_like(p) for p in params]
-        self.squares = [torch.zeros_like(p) for p in params]
-
-    @torch.no_grad()
-    def step(self, grads: Sequence[Tensor], factor: float) -> None:
-        """factor: of all learning rates."""
-        self.count += 1
-        lrs = factor * self.lrs / (1 - self.beta1s**self.count)
-        correction = 1 - BETA2**self.count
-        rows = zip(self.params, grads, self.means, self.squares, strict=True)
-        for p, grad, mean, square in rows:
-            shape = -1, *[1] * (p.dim() - 1)
-            mean.lerp_(grad, (1 - self.beta1s).to(p).view(shape))
-            square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
-            deviation = (square / correction).sqrt_().add_(EPSILON)
-            p.sub_(mean / deviation * lrs.to(p).view(shape))

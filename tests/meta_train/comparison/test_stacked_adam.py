@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from meta_train.comparison.stacked_adam import Settings, lr_factor, train_copies
+from meta_train.comparison.stacked_adam import lr_factor, train_copies
 from meta_train.problems import load_problem
 
 STEPS = 12
-SETTINGS = Settings(0.01, 0.9), Settings(0.003, 0.8)
+SETTINGS = (0.01, 0.9), (0.003, 0.8)
 
 
 @pytest.mark.parametrize("name", ["gelu-sines", "siren-chirps", "solver-heat"])
@@ -31,9 +31,7 @@ def test_every_copy_is_trained_as_by_torch(name):
 def test_diverging_copies_leave_the_others_alone():
     problem = load_problem("gelu-sines")
     (alone,) = train_copies(problem, 0, SETTINGS[:1], STEPS)
-    beside, diverged = train_copies(
-        problem, 0, [SETTINGS[0], Settings(1e30, 0.9)], STEPS
-    )
+    beside, diverged = train_copies(problem, 0, [SETTINGS[0], (1e30, 0.9)], STEPS)
     torch.testing.assert_close(beside, alone)
     assert not diverged.isfinite()
 
