@@ -9,6 +9,7 @@ means over seeds of natural logarithms between -20 and 20. Writes `exact_fits.md
 have changed, it alone is trained again.
 """
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -33,6 +34,13 @@ from ngopt.race.training import TrainingLoop
 LOWEST = -20.0  # lower log losses are equal to it
 LRS = tuple(1e-4 * 2**k for k in range(11))
 BETA1S = 0.9, 0.8
+# No limit of evaluations, and no end before max_iter while the loss falls.
+SEARCHING: dict[str, Any] = {
+    "max_eval": sys.maxsize,
+    "tolerance_grad": 0,
+    "tolerance_change": 0,
+    "line_search_fn": "strong_wolfe",
+}
 NEAR = 1.0  # log loss of plain training above Adam's
 
 Result = dict[str, Any]
@@ -73,10 +81,11 @@ def adam(problem: Any, steps: int, seeds: int) -> Result:
     for seed in range(seeds):
         losses = train_copies(problem, seed, settings, steps)
         runs.append([log_loss(loss) for loss in losses.tolist()])
-    grid = [round(fmean(column), 2) for column in zip(*runs, strict=True)]
-    best = grid.index(min(grid))
+    means = [fmean(column) for column in zip(*runs, strict=True)]
+    best = means.index(min(means))
     lr, beta1 = settings[best]
     losses = [run[best] for run in runs]
+    grid = [round(mean, 2) for mean in means]
     return {"log_losses": losses, "lr": lr, "beta1": beta1, "grid": grid}
 
 
@@ -85,9 +94,7 @@ def lbfgs(problem: Any, steps: int, seeds: int) -> Result:
     losses = []
     for seed in range(seeds):
         model, batch = problem.init(seed), problem.batch(seed, 0)
-        settings = {"max_iter": steps, "max_eval": 25 * steps, "history_size": 100}
-        settings |= {"tolerance_grad": 0, "tolerance_change": 0}
-        optimizer = LBFGS(model.parameters(), line_search_fn="strong_wolfe", **settings)
+        optimizer = LBFGS(model.parameters(), **SEARCHING, max_iter=steps)
 
         def closure(model=model, batch=batch):
             model.zero_grad()
