@@ -32,7 +32,7 @@ from ngopt.pretrained import weights_hash
 from ngopt.race.training import TrainingLoop
 
 LOWEST = -20.0  # lower log losses are equal to it
-LRS = tuple(1e-4 * 2**k for k in range(11))
+LRS = tuple(4e-4 * 2**k for k in range(11))
 BETA1S = 0.9, 0.8
 # No limit of evaluations, and no end before max_iter while the loss falls.
 SEARCHING: dict[str, Any] = {
