@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from harness.random import seeded
-from meta_train.problems import situations
+from meta_train.problems import exact, situations
 from meta_train.problems.images import (
     CIFAR,
     CIFAR_16,
@@ -234,7 +234,14 @@ _BEYOND_THE_PAPER = {
 }
 
 PROBLEMS: dict[str, SupervisedProblem] = named(
-    {**_DEVELOPMENT, **_META_VALIDATION, **_META_TEST, **_PAPER, **_BEYOND_THE_PAPER}
+    {
+        **_DEVELOPMENT,
+        **_META_VALIDATION,
+        **_META_TEST,
+        **_PAPER,
+        **_BEYOND_THE_PAPER,
+        **exact.EXACT,
+    }
 )
 # For meta-training only: a family in which each seed is another network, and a wide
 # network on few pixels. The wide one is as fast as fm-16, and covers wider networks.
@@ -257,6 +264,7 @@ LISTS = {
     "meta-test": META_TEST,
     "paper": PAPER,
     "beyond": tuple(_BEYOND_THE_PAPER),
+    "exact": tuple(exact.EXACT),
     "situations": situations.DEVELOPING,
     "situations-validation": situations.VALIDATING,
     "situations-test": situations.TESTING,

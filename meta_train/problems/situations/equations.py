@@ -106,6 +106,21 @@ def _oscillator(u: Tensor, t: Tensor) -> Tensor:
     return slopes(first, t)[:, 0] + 2 * DAMPING * first + STIFFNESS * u
 
 
+def _decaying_wave(x: Tensor) -> Tensor:
+    return (-x[:, 1]).exp() * (pi * x[:, 0]).sin()
+
+
+def _heat(u: Tensor, x: Tensor) -> Tensor:
+    """u_t = u_xx / pi^2"""
+    first = slopes(u, x)
+    return first[:, 1] - slopes(first[:, 0], x)[:, 0] / pi**2
+
+
+def _heat_trial(x: Tensor, u: Tensor) -> Tensor:
+    space, time = x.unbind(1)
+    return (pi * space).sin() + time * space * (1 - space) * u
+
+
 POISSON = Equation(
     1, 1.0, _poisson, lambda x, u: 4 * x[:, 0] * (1 - x[:, 0]) * u, _wave
 )
@@ -113,6 +128,7 @@ HELMHOLTZ = Equation(2, 1.0, _helmholtz, lambda x, u: (x * (1 - x)).prod(1) * u,
 OSCILLATOR = Equation(
     1, 3.0, _oscillator, lambda t, u: t[:, 0] + t[:, 0] ** 2 * u, _oscillation
 )
+HEAT = Equation(2, 1.0, _heat, _heat_trial, _decaying_wave)
 
 
 # in turn for development, validation and test

@@ -43,7 +43,8 @@ def test_the_order_of_equal_data_depends_on_the_name():
 
 
 @pytest.mark.parametrize(
-    "equation", [equations.POISSON, equations.HELMHOLTZ, equations.OSCILLATOR]
+    "equation",
+    [equations.POISSON, equations.HELMHOLTZ, equations.OSCILLATOR, equations.HEAT],
 )
 def test_solutions_have_no_residual(equation):
     x = equation.length * torch.rand(64, equation.dimensions, dtype=torch.float64)

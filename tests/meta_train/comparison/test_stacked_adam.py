@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from meta_train.comparison.stacked_adam import lr_factor, train_copies
+from meta_train.problems import load_problem
+
+STEPS = 12
+SETTINGS = (0.01, 0.9), (0.003, 0.8)
+
+
+@pytest.mark.parametrize("name", ["gelu-sines", "siren-chirps", "solver-heat"])
+def test_every_copy_is_trained_as_by_torch(name):
+    problem = load_problem(name)
+    batch = problem.batch(1, 0)
+    losses = train_copies(problem, 1, SETTINGS, STEPS)
+    for (lr, beta1), loss in zip(SETTINGS, losses, strict=True):
+        model = problem.init(1)
+        optimizer = torch.optim.Adam(model.parameters(), lr, (beta1, 0.999))
+        scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, STEPS))
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            problem.loss(model, batch).backward()
+            optimizer.step()
+            scheduler.step()
+        torch.testing.assert_close(
+            loss, problem.loss(model, batch).detach(), rtol=1e-3, atol=0
+        )
+
+
+def test_diverging_copies_leave_the_others_alone():
+    problem = load_problem("gelu-sines")
+    (alone,) = train_copies(problem, 0, SETTINGS[:1], STEPS)
+    beside, diverged = train_copies(problem, 0, [SETTINGS[0], (1e30, 0.9)], STEPS)
+    torch.testing.assert_close(beside, alone)
+    assert not diverged.isfinite()
+
+
+def test_the_rate_rises_then_falls_to_zero():
+    factors = [lr_factor(step, 100) for step in range(100)]
+    assert factors[0] == 0.5
+    assert factors.index(max(factors)) == 1
+    assert factors[50] == 0.5
+    assert factors[99] == pytest.approx(0.01)
