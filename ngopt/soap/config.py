@@ -30,6 +30,7 @@ class SoapConfig:
     step_size: float = 0.009
     fan_exponent: float = 0.5  # the step size has the factor (fan_in / 64) ** -exponent
     fan_cap: float = 1.0  # largest value of that factor: 1 for up to 64 inputs
+    invariant: float = 1.4  # factor for weights whose scale has no effect
     weight_exponent: float = 1.0  # power of the weight scale: see `first_steps`
     # In runs of n < short_run_steps: (short_run_steps / n) ** short_run_exponent times.
     short_run_steps: int = 500
@@ -51,7 +52,7 @@ class SoapConfig:
     # Steps that undo the momentum before them by a cosine of more than undone become
     # shorter for good, by exp(-undone_rate) at most: see `restraint`.
     undone: float = 0.2
-    undone_rate: float = 0.1
+    undone_rate: float = 0.05
     # Embedding tables: steps are density ** -rare_exponent times longer.
     rare_exponent: float = 0.5
     embedding: float = 2.5  # factors of the step size by role

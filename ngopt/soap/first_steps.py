@@ -146,7 +146,8 @@ class FirstSteps:
         invariant = before * (measured.radial < MAX_RADIAL)
         invariant = xp.where(count <= OBSERVED_STEPS, invariant, state.invariant)
         ratio = (measured.weight_rms * scheduled.inverse_init_rms).clip(1.0)
-        slope = state.slope * ratio ** (invariant - state.invariant)
+        factor = self.config.invariant * ratio
+        slope = state.slope * factor ** (invariant - state.invariant)
         return state._replace(slope=slope, invariant=invariant)
 
     def _from_agreement(
