@@ -109,7 +109,11 @@ class LearningRates:
         Raises ValueError if a setting is out of range.
         """
         if not torch.compiler.is_dynamo_compiling():
-            self._check_constant(groups[0], state)
+            self._steps += 1
+            total_steps = groups[0]["total_steps"]
+            last = LONG_RUN if total_steps is None else int(MOST * total_steps)
+            if self._steps == last:
+                self._check_constant(groups[0], state)
         settings: list[Any] = []
         for group in groups:
             settings += [group[key] for key in (*PER_GROUP, *STEP_COUNTS)]
@@ -147,19 +151,16 @@ class LearningRates:
         self._checked = settings
 
     def _check_constant(self, group: Group, state: State) -> None:
-        """Counts a step. If lr is still constant late in the run: reminds of averages,
-        or warns of a scheduler that never falls."""
-        self._steps += 1
+        """If lr is still constant late in the run: reminds of averages, or warns of a
+        scheduler that never falls."""
         total_steps = group["total_steps"]
-        last = LONG_RUN if total_steps is None else int(MOST * total_steps)
-        if self._steps != last or isinstance(group["lr"], Tensor):
-            return
-        if group["lr"] != group["reference_lr"]:
+        is_tensor = isinstance(group["lr"], Tensor)
+        if is_tensor or group["lr"] != group["reference_lr"]:
             return
         if total_steps is None and any(AVERAGE in record for record in state.values()):
             self._messages.remind_of_average()
         if (total_steps or 0) >= FEW_STEPS and "initial_lr" in group:
-            self._messages.warn_of_constant(last)
+            self._messages.warn_of_constant(self._steps)
 
     def _has_changed(self, rates: Sequence[Any]) -> bool:
         """Whether an lr that can be read is not that of the first step."""

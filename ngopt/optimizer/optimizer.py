@@ -248,7 +248,7 @@ class NGOptimizer(Optimizer):
 
         Raises RuntimeError, and changes nothing, after `eval`.
         """
-        if self._is_evaluating():
+        if not all(g.get(averages.TRAIN_MODE, True) for g in self.param_groups):
             raise RuntimeError(
                 "NGOptimizer: expected parameters with weights; got their averages, as "
                 "after eval() or in averaged(). Call opt.train() before step()."

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ngopt import devices
-from ngopt.devices import Array, Pair, array_module, grouped_sums
+from ngopt.devices import Array, Pair
 from ngopt.roles.buckets import is_measured
 from ngopt.soap.config import Measured, Network, SoapConfig
 from ngopt.soap.elementwise import StepScalars
@@ -45,20 +45,24 @@ class NewScalars(NamedTuple):
 
 
 class ScalarEquations:
-    """Computes the scalars of a step of a network's parameters."""
+    """Computes the scalars of a step of a network's parameters.
+
+    bias_matrices: `Network.bias_matrices`, (n,), on the device.
+    """
 
     def __init__(self, network: Network, config: SoapConfig):
         self._config = config
         self.first_steps = FirstSteps(network, config)
-        self._bias_matrices = torch.tensor(network.bias_matrices, device=network.device)
+        self.bias_matrices = torch.tensor(network.bias_matrices, device=network.device)
         self._zeros = self.first_steps.numels * 0
         # of matrices, and of biases by their matrix: whether entries are measured
         matrices = [network.layouts[i] for i in network.bias_matrices]
         is_restrained = torch.tensor(
             [is_measured(layouts) for layouts in matrices], device=network.device
         )
-        numels = grouped_sums(self.first_steps.numels[None], self._bias_matrices)[0]
-        undone = config.undone + COSINE_NOISE * numels**-0.5
+        own = self.first_steps.numels
+        numels = torch.zeros_like(own).index_add(0, self.bias_matrices, own)
+        undone = config.undone + COSINE_NOISE * numels[self.bias_matrices] ** -0.5
         self._undone = torch.where(is_restrained, undone, torch.inf)
         self._short = short_run_multiplier(config, network.total_steps)
         # largest squared distance in that of a random walk that has an effect
@@ -86,7 +90,7 @@ class ScalarEquations:
         if youngest <= COMPARED_STEPS:
             count = scheduled.count
             is_early = (count > 1) & (count <= COMPARED_STEPS + 1)
-        bias_matrices = xp.asarray(self._bias_matrices)
+        bias_matrices = xp.asarray(self.bias_matrices)
         g = gradient_scale(
             measured.grad_rms,
             state.scale,
@@ -152,16 +156,16 @@ def restrained(
     root of second moments in the eigenbasis. Noise has c near 0. Steps that are too
     long for a valley turn back: c < 0 (Pflug 1983).
 
-    The direction u = m + share g contains g. Its inner products are summed over steps,
-    and over a matrix and its bias.
+    The direction u = m + share g contains g. Its inner products are summed over steps;
+    those of a matrix contain its bias.
 
     Args:
         bias_matrices: index of the matrix of each bias; of other parameters their own.
         undone: -c up to which steps keep their length, (n,).
     """
-    xp: Any = array_module(state.product)
+    xp: Any = np if isinstance(undone, np.ndarray) else torch
     sums = xp.stack((state.gradient_square, state.product, state.direction_square))
-    gg, gu, uu = grouped_sums(sums, bias_matrices)
+    gg, gu, uu = sums[:, bias_matrices]
     s = 1 - config.beta1
     share = s + (s - s * s) * config.nesterov
     gm = gu - share * gg

@@ -83,7 +83,8 @@ class ScalarState(NamedTuple):
     # sums over steps, of parameters with measured entries:
     path: Tensor  # squared steps
     distance: Tensor  # squared, from the initial value
-    # inner products of gradient g and direction u, both preconditioned: g g, g u, u u
+    # inner products of gradient g and direction u, both preconditioned, of a matrix and
+    # its bias: g g, g u, u u
     gradient_square: Tensor
     product: Tensor
     direction_square: Tensor

@@ -362,6 +362,8 @@ class SoapUpdate:
     ) -> None:
         """Adds inner products of the gradient and u, as both are in the eigenbasis.
 
+        Those of a bias are added to its matrix.
+
         grad: is divided by the root of second moments here; u: of the bucket.
         """
         if not bucket.measured:
@@ -373,7 +375,7 @@ class SoapUpdate:
         gradient = grad[some].detach() * squares.rsqrt()
         pair = torch.stack((gradient, u[some].detach().to(gradient.dtype)), 1)
         products = torch.bmm(pair, pair.mT).flatten(1).T  # g g, g u, u g, u u
-        owners = bucket.owners[some]
+        owners = self.scalars.bias_matrices[bucket.owners[some]]
         table = torch.stack((products[0], products[1], products[3]))
         step.sums[2:].index_add_(1, owners, table.to(step.sums.dtype))
 

@@ -20,9 +20,9 @@ COUNT, VECTORS = 21, 5 * 16  # parameters, and elements of vectors
 MATRICES = 2 * 64 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 24)
 
 
-def sums_over_ranks(size):
-    """Bytes that all ranks send for the numbers of every parameter, two in float32."""
-    return 2 * (size - 1) * 2 * COUNT * 4
+def sums_over_ranks(size, numbers=2):
+    """Bytes that all ranks send for some float32 numbers of every parameter."""
+    return 2 * (size - 1) * numbers * COUNT * 4
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -33,7 +33,7 @@ def test_bytes_and_state_of_all_ranks(division, size):
     alone = Group(TINY, ALONE, 1).steps(0)
     assert sum(rank.state for rank in ranks) == alone.state
     assert max(rank.state for rank in ranks) < 1.5 * alone.state / size
-    expected = sums_over_ranks(size)
+    expected = sums_over_ranks(size, numbers=5)  # `SUMS`
     if division == FSDP:  # gradients and changes of matrices, but the owner's rows
         expected += 2 * 4 * MATRICES * (size - 1) // size + 2 * sums_over_ranks(size)
     else:
