@@ -50,11 +50,16 @@ def array_module(x: Array) -> Any:
     return np if isinstance(x, np.ndarray) else torch
 
 
-def grouped_sums(x: Array, groups: Array) -> Array:
-    """The sum of each value's group, (n,). groups: index of the group, (n,)."""
-    if isinstance(x, np.ndarray):
-        return np.bincount(groups, x, len(x))[groups]
-    return torch.zeros_like(x).index_add(0, groups, x)[groups]
+def grouped_sums(rows: Array, groups: Array) -> Array:
+    """Sums of each value's group, (k, n), of k rows of values.
+
+    groups: index of the group, (n,).
+    """
+    if isinstance(rows, np.ndarray):
+        n = len(groups)
+        return np.stack([np.bincount(groups, row, n) for row in rows])[:, groups]
+    sums = torch.zeros_like(rows).index_add(1, groups, rows)
+    return sums.index_select(1, groups)
 
 
 def hypot(x: Array, y: Array) -> Array:

@@ -21,6 +21,8 @@ from ngopt.soap.state import ScalarState
 WEIGHT_SCALES = 0.0625, 10.0  # range of offset + slope * RMS(weights), see `of_step`
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
 REMEMBERED = 0.8  # share of the products of gradients and directions, per step
+# Two standard deviations of the cosine of two random numbers in sums with this memory.
+COSINE_NOISE = 2 * ((1 - REMEMBERED) / (1 + REMEMBERED)) ** 0.5
 UNIT_RANGE = 2.0**16  # largest ratio between the running RMS and its unit
 BIAS_SHARE = 0.2  # of the RMS of its matrix, see `gradient_scale`
 MIN_UNIT, MAX_UNIT = 2.0**-126, 2.0**126  # float32, as are the inverses
@@ -52,8 +54,12 @@ class ScalarEquations:
         self._zeros = self.first_steps.numels * 0
         # of matrices, and of biases by their matrix: whether entries are measured
         matrices = [network.layouts[i] for i in network.bias_matrices]
-        is_restrained = [is_measured(layouts) for layouts in matrices]
-        self._is_restrained = torch.tensor(is_restrained, device=network.device)
+        is_restrained = torch.tensor(
+            [is_measured(layouts) for layouts in matrices], device=network.device
+        )
+        numels = grouped_sums(self.first_steps.numels[None], self._bias_matrices)[0]
+        undone = config.undone + COSINE_NOISE * numels**-0.5
+        self._undone = torch.where(is_restrained, undone, torch.inf)
         self._short = short_run_multiplier(config, network.total_steps)
         # largest squared distance in that of a random walk that has an effect
         self._max_ratio = config.path_ratio_limit ** (2 / config.path_ratio_exponent)
@@ -92,8 +98,7 @@ class ScalarEquations:
         )
         if youngest < OBSERVED_STEPS:
             state = self.first_steps.update(measured, scheduled, state)
-        is_restrained = xp.asarray(self._is_restrained)
-        state = restrained(state, bias_matrices, is_restrained, c)
+        state = restrained(state, bias_matrices, xp.asarray(self._undone), c)
         new_state = state._replace(
             scale=g.scale,
             rms=g.rms,
@@ -139,7 +144,7 @@ class ScalarEquations:
 
 
 def restrained(
-    state: ScalarState, bias_matrices: Array, is_restrained: Array, config: SoapConfig
+    state: ScalarState, bias_matrices: Array, undone: Array, config: SoapConfig
 ) -> ScalarState:
     """The state with shorter steps where steps undo each other.
 
@@ -152,27 +157,24 @@ def restrained(
 
     Args:
         bias_matrices: index of the matrix of each bias; of other parameters their own.
-        is_restrained: bool, (n,).
+        undone: -c up to which steps keep their length, (n,).
     """
     xp: Any = array_module(state.product)
-    gg, gu, uu = (
-        grouped_sums(x, bias_matrices)
-        for x in (state.gradient_square, state.product, state.direction_square)
-    )
+    sums = xp.stack((state.gradient_square, state.product, state.direction_square))
+    gg, gu, uu = grouped_sums(sums, bias_matrices)
     s = 1 - config.beta1
     share = s + (s - s * s) * config.nesterov
     gm = gu - share * gg
-    mm = uu - 2 * share * gm - share * share * gg
-    squares = gg * mm
-    is_known = is_restrained & (squares > 0)
-    cosine = gm / xp.where(is_known, squares, 1.0) ** 0.5
-    least = config.undone
-    undone = ((-cosine).clip(least, 1.0) - least) / (1 - least) * is_known
+    squares = gg * (uu - 2 * share * gm - share * share * gg)
+    cosine = gm * xp.where(squares > 0, squares, xp.inf) ** -0.5
+    excess = (-cosine - undone).clip(min=0.0)
+    rate = config.undone_rate / (1 - config.undone)
+    gradient_square, product, direction_square = sums * REMEMBERED
     return state._replace(
-        restraint=state.restraint * xp.exp(-config.undone_rate * undone),
-        gradient_square=state.gradient_square * REMEMBERED,
-        product=state.product * REMEMBERED,
-        direction_square=state.direction_square * REMEMBERED,
+        restraint=state.restraint * xp.exp(-rate * excess),
+        gradient_square=gradient_square,
+        product=product,
+        direction_square=direction_square,
     )
 
 

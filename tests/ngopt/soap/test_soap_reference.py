@@ -62,7 +62,8 @@ class Reference:
         """The step after this one is shorter if g is opposite to m."""
         self.products = 0.8 * self.products + np.array([g @ g, g @ m, m @ m])
         gg, gm, mm = self.products
-        undone = (-gm / np.sqrt(gg * mm) - 0.2) / 0.8 if self.t else 0
+        least = 0.2 + 2 / 3 / np.sqrt(self.m.size)
+        undone = (-gm / np.sqrt(gg * mm) - least) / 0.8 if self.t else 0
         self.next_restraint = self.restraint * np.exp(-0.05 * max(undone, 0))
 
     def renew(self, due):
