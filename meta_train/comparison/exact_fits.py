@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from torch import nn
 from torch.optim import LBFGS
 from tqdm import tqdm
 
@@ -79,7 +80,7 @@ def adam(problem: Any, steps: int, seeds: int) -> Result:
     settings = [(lr, beta1) for beta1, lr in product(BETA1S, LRS)]
     runs = []
     for seed in range(seeds):
-        losses = train_copies(problem, seed, settings, steps)
+        losses = train_copies(problem, seed, settings, steps)[-1]
         runs.append([log_loss(loss) for loss in losses.tolist()])
     means = [fmean(column) for column in zip(*runs, strict=True)]
     best = means.index(min(means))
@@ -107,20 +108,32 @@ def lbfgs(problem: Any, steps: int, seeds: int) -> Result:
     return {"log_losses": losses}
 
 
+def train_default(
+    problem: Any, seed: int, steps: int, scheduled: bool
+) -> tuple[nn.Module, NGOptimizer, list[float]]:
+    """The trained network, its optimizer and training losses (steps + 1).
+
+    scheduled: with total_steps.
+    """
+    model, batch = problem.init(seed), problem.batch(seed, 0)
+    optimizer = NGOptimizer(
+        model.named_parameters(), total_steps=steps if scheduled else None
+    )
+    loop = TrainingLoop(model, optimizer, None)
+    for _ in range(steps):
+        loop.step(problem.loss, batch)
+    return model, optimizer, [*loop.losses, problem.loss(model, batch).item()]
+
+
 def default(problem: Any, steps: int, seeds: int, scheduled: bool) -> Result:
-    """scheduled: with total_steps. averaged: log losses of averaged weights."""
+    """averaged: log losses of averaged weights."""
     result: Result = {"log_losses": [], "averaged": []}
     for seed in range(seeds):
-        model, batch = problem.init(seed), problem.batch(seed, 0)
-        optimizer = NGOptimizer(
-            model.named_parameters(), total_steps=steps if scheduled else None
-        )
-        loop = TrainingLoop(model, optimizer, None)
-        for _ in range(steps):
-            loop.step(problem.loss, batch)
-        result["log_losses"].append(log_loss(problem.loss(model, batch).item()))
+        model, optimizer, losses = train_default(problem, seed, steps, scheduled)
+        result["log_losses"].append(log_loss(losses[-1]))
         with optimizer.averaged():
-            result["averaged"].append(log_loss(problem.loss(model, batch).item()))
+            loss = problem.loss(model, problem.batch(seed, 0)).item()
+            result["averaged"].append(log_loss(loss))
     return result
 
 

@@ -1,6 +1,6 @@
 """Trains copies of a network at once, each by Adam with settings of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,23 @@ def lr_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (WARMUP * steps)) * (1 - step / steps)
 
 
-def train_copies(
-    problem: SupervisedProblem, seed: int, settings: Sequence[tuple], steps: int
-) -> Tensor:
-    """The training losses (copies,) after steps of Adam on the problem's full batch.
+def constant_factor(step: int, steps: int) -> float:
+    """Of a constant learning rate; the arguments of `lr_factor`."""
+    return 1.0
 
-    All copies begin with the weights of the seed. settings: lr and beta1 of each.
+
+def train_copies(
+    problem: SupervisedProblem,
+    seed: int,
+    settings: Sequence[tuple],
+    steps: int,
+    factor: Callable[[int, int], float] = lr_factor,
+) -> Tensor:
+    """The training losses (steps + 1, copies) of Adam on the problem's full batch.
+
+    All copies begin with the weights of the seed. The first row is before any step, the
+    last after all of them. settings: lr and beta1 of each copy. factor: of the learning
+    rates, from the step and the number of steps.
     """
     model = problem.init(seed)
     inputs, targets = problem.batch(seed, 0)
@@ -36,10 +47,12 @@ def train_copies(
         moments.append((params[name] * 0, params[name] * 0))
         params[name].requires_grad_()
     lrs, beta1s = torch.tensor(settings, dtype=torch.float64).unbind(1)
+    curves = []
     for step in range(steps):
         losses = loss(stacked_outputs(model, params, inputs), targets)
+        curves.append(losses.detach())
         grads = torch.autograd.grad(losses.sum(), tuple(params.values()))
-        sizes = lr_factor(step, steps) * lrs / (1 - beta1s ** (step + 1))
+        sizes = factor(step, steps) * lrs / (1 - beta1s ** (step + 1))
         correction = 1 - BETA2 ** (step + 1)
         for p, grad, (mean, square) in zip(
             params.values(), grads, moments, strict=True
@@ -49,7 +62,8 @@ def train_copies(
             square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
             deviation = (square / correction).sqrt_().add_(EPSILON)
             p.data.sub_(mean / deviation * sizes.to(p).view(of_copy))
-    return loss(stacked_outputs(model, params, inputs), targets).detach()
+    last = loss(stacked_outputs(model, params, inputs), targets).detach()
+    return torch.stack([*curves, last])
 
 
 def stacked_outputs(model: nn.Module, params: Params, inputs: Tensor) -> Tensor:

@@ -2,36 +2,48 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from meta_train.comparison.stacked_adam import lr_factor, train_copies
+from meta_train.comparison.stacked_adam import constant_factor, lr_factor, train_copies
 from meta_train.problems import load_problem
 
 STEPS = 12
 SETTINGS = (0.01, 0.9), (0.003, 0.8)
 
 
-@pytest.mark.parametrize("name", ["gelu-sines", "siren-chirps", "solver-heat"])
-def test_every_copy_is_trained_as_by_torch(name):
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("gelu-sines", lr_factor),
+        ("gelu-sines", constant_factor),
+        ("siren-chirps", lr_factor),
+        ("solver-heat", lr_factor),
+    ],
+)
+def test_every_copy_is_trained_as_by_torch(name, factor):
     problem = load_problem(name)
     batch = problem.batch(1, 0)
-    losses = train_copies(problem, 1, SETTINGS, STEPS)
-    for (lr, beta1), loss in zip(SETTINGS, losses, strict=True):
+    curves = train_copies(problem, 1, SETTINGS, STEPS, factor)
+    assert curves.shape == (STEPS + 1, 2)
+    for (lr, beta1), losses in zip(SETTINGS, curves.mT, strict=True):
         model = problem.init(1)
         optimizer = torch.optim.Adam(model.parameters(), lr, (beta1, 0.999))
-        scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, STEPS))
+        scheduler = LambdaLR(optimizer, lambda step: factor(step, STEPS))
+        expected = []
         for _ in range(STEPS):
             optimizer.zero_grad()
-            problem.loss(model, batch).backward()
+            loss = problem.loss(model, batch)
+            expected.append(loss.detach())
+            loss.backward()
             optimizer.step()
             scheduler.step()
-        torch.testing.assert_close(
-            loss, problem.loss(model, batch).detach(), rtol=1e-3, atol=0
-        )
+        expected.append(problem.loss(model, batch).detach())
+        torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-3, atol=0)
 
 
 def test_diverging_copies_leave_the_others_alone():
     problem = load_problem("gelu-sines")
-    (alone,) = train_copies(problem, 0, SETTINGS[:1], STEPS)
-    beside, diverged = train_copies(problem, 0, [SETTINGS[0], (1e30, 0.9)], STEPS)
+    (alone,) = train_copies(problem, 0, SETTINGS[:1], STEPS)[-1]
+    settings = [SETTINGS[0], (1e30, 0.9)]
+    beside, diverged = train_copies(problem, 0, settings, STEPS)[-1]
     torch.testing.assert_close(beside, alone)
     assert not diverged.isfinite()
 
