@@ -140,6 +140,7 @@ class FirstSteps:
         self, measured: Measured, scheduled: ScheduledValues, state: ScalarState
     ) -> ScalarState:
         """First steps in proportion to weights whose scale has no effect."""
+        assert measured.radial is not None
         xp = array_module(state.invariant)
         count = xp.ones_like(state.invariant) * scheduled.count
         before = xp.where(count == 1, 1.0, state.invariant)
