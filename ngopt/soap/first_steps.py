@@ -75,7 +75,8 @@ class FirstSteps:
             products = measurements.inner_products(grads, params, self.matrices)
             products = sums.of_parts(products.to(norms.dtype), self.matrices)
             for i, product in zip(self.matrices, products, strict=True):
-                radial[i] = product.abs() / norms[i].clip(TINY)
+                cosine = product.abs() / norms[i].clip(TINY)
+                radial[i] = torch.where(norms[i] > 0, cosine, 1.0)
         return torch.stack(radial)
 
     def excess(self, params: Sequence[Tensor], sums: Sums) -> Tensor:

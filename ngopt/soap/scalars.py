@@ -102,7 +102,9 @@ class ScalarEquations:
         )
         if youngest < OBSERVED_STEPS:
             state = self.first_steps.update(measured, scheduled, state)
-        state = restrained(state, bias_matrices, xp.asarray(self._undone), c)
+        rms = g.rms * scheduled.rms_correction
+        state = state._replace(largest=xp.maximum(state.largest, rms))
+        state = restrained(state, rms, bias_matrices, xp.asarray(self._undone), c)
         new_state = state._replace(
             scale=g.scale,
             rms=g.rms,
@@ -148,18 +150,26 @@ class ScalarEquations:
 
 
 def restrained(
-    state: ScalarState, bias_matrices: Array, undone: Array, config: SoapConfig
+    state: ScalarState,
+    rms: Array,
+    bias_matrices: Array,
+    undone: Array,
+    config: SoapConfig,
 ) -> ScalarState:
     """The state with shorter steps where steps undo each other.
 
     c is the cosine of the gradient g and the momentum m before it, both divided by the
     root of second moments in the eigenbasis. Noise has c near 0. Steps that are too
-    long for a valley turn back: c < 0 (Pflug 1983).
+    long for a valley turn back: c < 0 (Pflug 1983). So do the batches of a short epoch,
+    whose gradients add up to 0, but these do not become smaller. As steps that are too
+    long are only worth shortening if gradients fall, the factor is at least the share
+    that is left of the gradient. It rises again with the gradient, as on other data.
 
     The direction u = m + share g contains g. Its inner products are summed over steps;
     those of a matrix contain its bias.
 
     Args:
+        rms: running, of gradients, bias-corrected, (n,).
         bias_matrices: index of the matrix of each bias; of other parameters their own.
         undone: -c up to which steps keep their length, (n,).
     """
@@ -173,9 +183,11 @@ def restrained(
     cosine = gm * xp.where(squares > 0, squares, xp.inf) ** -0.5
     excess = (-cosine - undone).clip(min=0.0)
     rate = config.undone_rate / (1 - config.undone)
+    left = rms / xp.where(state.largest > 0, state.largest, 1.0)
+    shorter = state.restraint * xp.exp(-rate * excess)
     gradient_square, product, direction_square = sums * REMEMBERED
     return state._replace(
-        restraint=state.restraint * xp.exp(-rate * excess),
+        restraint=xp.maximum(shorter, left[bias_matrices]),
         gradient_square=gradient_square,
         product=product,
         direction_square=direction_square,

@@ -71,6 +71,7 @@ class ScalarState(NamedTuple):
 
     scale: Tensor  # unit of gradients, see `GradientScale`
     rms: Tensor  # running, of gradients
+    largest: Tensor  # running RMS of gradients so far, bias-corrected
     skipped: Tensor  # gradients that were not finite
     offset: Tensor  # the step size has the factor offset + slope * RMS(weights)
     slope: Tensor
@@ -79,7 +80,7 @@ class ScalarState(NamedTuple):
     agreement: Tensor  # of the first gradients, 0 to 1
     density: Tensor  # mean share of elements with a gradient, of tables
     invariant: Tensor  # 1 where the scale of the weights has no effect, else 0
-    restraint: Tensor  # factor of the step size, from 1 down: see `restrained`
+    restraint: Tensor  # factor of the step size, at most 1: see `restrained`
     # sums over steps, of parameters with measured entries:
     path: Tensor  # squared steps
     distance: Tensor  # squared, from the initial value

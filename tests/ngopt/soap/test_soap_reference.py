@@ -27,7 +27,8 @@ class Reference:
         self.factors = [np.zeros((n, n)) for n in (rows, columns)]
         self.bases = [np.eye(n) for n in (rows, columns)]
         self.products = np.zeros(3)
-        self.restraint = 1.0
+        self.largest = 0.0
+        self.next_restraint = 1.0
 
     def direction(self, g, due):
         """due: which of both bases are renewed after this step."""
@@ -36,6 +37,9 @@ class Reference:
             self.scale = 2.0 ** round(np.log2(np.sqrt((g**2).mean())))
         g = g / self.scale
         self.size = 0.95 * self.size + 0.05 * (g**2).mean()
+        rms = np.sqrt(self.size / (1 - 0.95**t))
+        self.largest = max(self.largest, rms)
+        self.restraint = max(self.next_restraint, rms / self.largest)
         before = self.m
         self.m = c.beta1 * self.m + (1 - c.beta1) * g
         for k, product in enumerate((g @ g.T, g.T @ g)):
@@ -130,14 +134,14 @@ def test_steps_that_undo_each_other_become_shorter(nesterov):
     rule = Soap(config).bind(build_graph(linear), total_steps=1000)
     params = [linear.weight.detach()]
     state, reference = rule.init(params), Reference(config, *shape)
-    for t, noise in enumerate(gradients(30, *shape)):
+    for t, noise in enumerate(gradients(60, *shape)):
         turn = torch.from_numpy(reference.m)
         g = noise if t == 0 else 0.2 * noise - 3 * turn / turn.square().mean().sqrt()
+        g = g * 0.93**t  # as in a fit
         _, state = update_all(rule, [g], state, params, constant(1))
+        reference.direction(g.numpy(), due_at(t, shape, 1))
         expected = reference.restraint
         assert state[0]["restraint"].item() == pytest.approx(expected, rel=1e-9)
-        reference.direction(g.numpy(), due_at(t, shape, 1))
-        reference.restraint = reference.next_restraint
     assert 0.1 < reference.restraint < 0.8
 
 
