@@ -240,7 +240,7 @@ class ShardedSoapUpdate(SoapUpdate):
             leaving = partial(self._arrived, step, number, arrival)
         if leaving is not None:
             yield leaving()
-        # of whole parameters
+        # sums of whole parameters
         step.state.scalars[SUMS].add_(self.shards.sum_of_owners(step.sums))
 
     def _directions(

@@ -49,8 +49,8 @@ class SoapConfig:
     path_ratio_steps: float = 20.0
     path_ratio_exponent: float = 5.0
     path_ratio_limit: float = 12.0
-    # Steps that undo the momentum before them by a cosine of more than undone become
-    # shorter for good, by exp(-undone_rate) at most: see `restraint`.
+    # If the cosine of gradient and momentum is below -undone, steps become shorter, by
+    # exp(-undone_rate) at most in each step: see `restrained`.
     undone: float = 0.2
     undone_rate: float = 0.05
     # Embedding tables: steps are density ** -rare_exponent times longer.

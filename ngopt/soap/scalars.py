@@ -21,7 +21,8 @@ from ngopt.soap.state import ScalarState
 WEIGHT_SCALES = 0.0625, 10.0  # range of offset + slope * RMS(weights), see `of_step`
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
 REMEMBERED = 0.8  # share of the products of gradients and directions, per step
-# Two standard deviations of the cosine of two random numbers in sums with this memory.
+# Two standard deviations of a sum, with this memory, of random signs: of the cosine of
+# independent tensors with one element.
 COSINE_NOISE = 2 * ((1 - REMEMBERED) / (1 + REMEMBERED)) ** 0.5
 UNIT_RANGE = 2.0**16  # largest ratio between the running RMS and its unit
 BIAS_SHARE = 0.2  # of the RMS of its matrix, see `gradient_scale`
@@ -60,9 +61,9 @@ class ScalarEquations:
         is_restrained = torch.tensor(
             [is_measured(layouts) for layouts in matrices], device=network.device
         )
-        own = self.first_steps.numels
-        numels = torch.zeros_like(own).index_add(0, self.bias_matrices, own)
-        undone = config.undone + COSINE_NOISE * numels[self.bias_matrices] ** -0.5
+        numels = self.first_steps.numels
+        of_layers = torch.zeros_like(numels).index_add(0, self.bias_matrices, numels)
+        undone = config.undone + COSINE_NOISE * of_layers[self.bias_matrices] ** -0.5
         self._undone = torch.where(is_restrained, undone, torch.inf)
         self._short = short_run_multiplier(config, network.total_steps)
         # largest squared distance in that of a random walk that has an effect
@@ -102,9 +103,8 @@ class ScalarEquations:
         )
         if youngest < OBSERVED_STEPS:
             state = self.first_steps.update(measured, scheduled, state)
-        rms = g.rms * scheduled.rms_correction
-        state = state._replace(largest=xp.maximum(state.largest, rms))
-        state = restrained(state, rms, bias_matrices, xp.asarray(self._undone), c)
+        undone = xp.asarray(self._undone)
+        state = restrained(state, g.corrected, bias_matrices, undone, c)
         new_state = state._replace(
             scale=g.scale,
             rms=g.rms,
@@ -160,10 +160,10 @@ def restrained(
 
     c is the cosine of the gradient g and the momentum m before it, both divided by the
     root of second moments in the eigenbasis. Noise has c near 0. Steps that are too
-    long for a valley turn back: c < 0 (Pflug 1983). So do the batches of a short epoch,
-    whose gradients add up to 0, but these do not become smaller. As steps that are too
-    long are only worth shortening if gradients fall, the factor is at least the share
-    that is left of the gradient. It rises again with the gradient, as on other data.
+    long for a valley turn back: c < 0 (Pflug 1983). Gradients of the batches of a short
+    epoch have c < 0, too, as they add up to 0 near a minimum, but their RMS does not
+    fall. So the factor is at least the running RMS of the gradient divided by its
+    largest value. It rises with the gradient, as on other data.
 
     The direction u = m + share g contains g. Its inner products are summed over steps;
     those of a matrix contain its bias.
@@ -183,11 +183,13 @@ def restrained(
     cosine = gm * xp.where(squares > 0, squares, xp.inf) ** -0.5
     excess = (-cosine - undone).clip(min=0.0)
     rate = config.undone_rate / (1 - config.undone)
-    left = rms / xp.where(state.largest > 0, state.largest, 1.0)
+    largest = xp.maximum(state.largest, rms)
+    least = rms / xp.where(largest > 0, largest, 1.0)
     shorter = state.restraint * xp.exp(-rate * excess)
     gradient_square, product, direction_square = sums * REMEMBERED
     return state._replace(
-        restraint=xp.maximum(shorter, left[bias_matrices]),
+        largest=largest,
+        restraint=xp.maximum(shorter, least[bias_matrices]),
         gradient_square=gradient_square,
         product=product,
         direction_square=direction_square,
@@ -202,6 +204,7 @@ class GradientScale(NamedTuple):
     rescale: Array  # factor of the state: old unit / new unit, and early outliers
     scale: Array  # the unit, a power of two near the RMS of the first gradient
     rms: Array  # running, without bias correction
+    corrected: Array  # running, with it
     relative: Array  # running RMS in units, > 0; biases: see `gradient_scale`
 
 
@@ -256,5 +259,6 @@ def gradient_scale(
         rescale=rescale / unit,
         scale=unit,
         rms=running,
+        corrected=corrected,
         relative=xp.maximum(positive, of_matrices) / unit,
     )

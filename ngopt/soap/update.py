@@ -276,11 +276,10 @@ class SoapUpdate:
         measured = Measured(rms[:count], rms[count:])
         if step.youngest >= OBSERVED_STEPS:
             return measured
-        first_steps, values = self.scalars.first_steps, (step.grads, step.params)
+        first_steps = self.scalars.first_steps
         products = norms[:count] * norms[count:]
-        measured = measured._replace(
-            radial=first_steps.radial(*values, products, self.sums)
-        )
+        radial = first_steps.radial(step.grads, step.params, products, self.sums)
+        measured = measured._replace(radial=radial)
         if step.youngest >= 2:
             squares = self.layout.squares(step.state.momentum)
             measured = measured._replace(momentum_squares=self.sums.of_owners(squares))
@@ -355,7 +354,8 @@ class SoapUpdate:
         rows = torch.stack((delta, total)).flatten(0, 1).unsqueeze(1)
         squares = torch.bmm(rows, rows.mT).view(2, -1)
         owners = bucket.owners[bucket.first :]
-        step.sums[:2].index_add_(1, owners, squares.to(step.sums.dtype))
+        path_and_distance = step.sums[:2]
+        path_and_distance.index_add_(1, owners, squares.to(step.sums.dtype))
 
     def add_products(
         self, step: Step, bucket: Bucket, grad: Tensor, u: Tensor, rows: StepScalars
@@ -368,16 +368,17 @@ class SoapUpdate:
         """
         if not bucket.measured:
             return
-        some = slice(bucket.first, None)
-        second = step.state.second[bucket][some].detach()
-        correction = rows.second_moment_correction[some]
-        squares = torch.addcmul(rows.damping[some], second, correction)
-        gradient = grad[some].detach() * squares.rsqrt()
-        pair = torch.stack((gradient, u[some].detach().to(gradient.dtype)), 1)
+        measured = slice(bucket.first, None)
+        second = step.state.second[bucket][measured].detach()
+        correction = rows.second_moment_correction[measured]
+        squares = torch.addcmul(rows.damping[measured], second, correction)
+        gradient = grad[measured].detach() * squares.rsqrt()
+        pair = torch.stack((gradient, u[measured].detach().to(gradient.dtype)), 1)
         products = torch.bmm(pair, pair.mT).flatten(1).T  # g g, g u, u g, u u
-        owners = self.scalars.bias_matrices[bucket.owners[some]]
+        owners = self.scalars.bias_matrices[bucket.owners[measured]]
         table = torch.stack((products[0], products[1], products[3]))
-        step.sums[2:].index_add_(1, owners, table.to(step.sums.dtype))
+        sums_of_products = step.sums[2:]
+        sums_of_products.index_add_(1, owners, table.to(step.sums.dtype))
 
     def split(self, step: Step, bucket: Bucket, delta: Tensor) -> list[Change]:
         """The changes of the entries of a bucket; delta: (rows, lanes)."""
