@@ -1,11 +1,12 @@
 """Cost of a step: the default and metanets beside fused AdamW.
 
-    python -m benchmarks.step --threads 2 --output results/step.json
+    python -m benchmarks.step --output results/step.json
     python -m benchmarks.step --problems --weights ff ng-gnn
 
 Problems: whole training steps (batch, forward, backward, optimizer). Each optimizer
-trains a copy of the network. They alternate at every step, so noise affects all of them
-alike. The first `--skip` steps are not counted.
+trains a copy of the network. They alternate every ten steps, so noise affects all of
+them alike. The first `--skip` steps are not counted. Times are medians of five repeats
+of the mean step.
 
 Networks: optimizer steps on random gradients, each network in a new process. "first"
 and "second" are the first two steps; in the second the default renews all eigenbases.
@@ -16,7 +17,6 @@ Later and worst are medians over cycles. Memory of a step is counted by
 """
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -26,20 +26,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from tqdm import tqdm
 
 from benchmarks.cpu import seconds_of
 from benchmarks.graph_building import FAMILIES
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_example, transformers_gpt2
+from benchmarks.small_networks import PROBLEMS
+from meta_train.comparison.optimizers import load_optimizer
 from meta_train.problems import load_problem
 from ngopt import NGOptimizer, build_graph, load_pretrained
 from ngopt.graph import NeuralGraph
 from ngopt.pretrained import LearnedOptimizer
+from ngopt.race.equal_time import block_median, step_in_turns, turns_of
 from ngopt.race.training import TrainingLoop
 
-PROBLEMS = ("fm-16", "c10-32")
 HORIZON = 1000
 SECONDS, STEPS = 1.0, 3  # minimum time and number of steps of all cycles
 LATE = 500  # steps after which the default renews bases least often
@@ -59,61 +61,44 @@ NETWORKS: dict[str, Callable[[], Example]] = {
 LARGE = ("resnet50", "vit_b_16", "gpt2")
 
 
-def _ngopt(
-    model: nn.Module, rule: str = "default", total_steps: int | None = None
-) -> Optimizer:
-    return NGOptimizer(
-        model.parameters(), model=model, rule=rule, total_steps=total_steps
-    )
-
-
-OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
-    "adamw": lambda model: AdamW(model.parameters(), fused=True),
-    "default": _ngopt,
-    "default, horizon": partial(_ngopt, total_steps=HORIZON),
-    "ff": partial(_ngopt, rule="ff"),
-    "ng-gnn": partial(_ngopt, rule="ng-gnn"),
-}
-
-
-def whole_steps(name: str, steps: int, skip: int) -> list[Record]:
-    """Records of all optimizers on a problem. Ratios are those to fused AdamW."""
+def whole_steps(
+    name: str, weights: Sequence[str], threads: int, steps: int, skip: int
+) -> list[Record]:
+    """Records of fused AdamW and of weights on a problem. Ratios are those to AdamW."""
+    torch.set_num_threads(threads)
     problem = load_problem(name)
-    runs: dict[str, TrainingLoop] = {}
-    for key, make in OPTIMIZERS.items():
-        model = problem.init(0)
-        runs[key] = TrainingLoop(model, make(model), None)
 
     def loss_of_batch(model: nn.Module, number: int) -> Tensor:
         return problem.loss(model, problem.batch(0, number))
 
-    order = deque(runs.values())
-    for number in tqdm(range(skip + steps), desc=name, unit="step"):
-        for run in order:
-            run.step(loss_of_batch, number)
-        order.rotate(-1)
+    def loop_of(key: str) -> TrainingLoop:
+        model = problem.init(0)
+        if key == "adamw":
+            optimizer = AdamW(model.parameters(), fused=True)
+        else:
+            optimizer, _ = load_optimizer(key).build(model, None, HORIZON)
+        return TrainingLoop(model, optimizer, None, loss_of_batch)
+
+    loops = {key: loop_of(key) for key in ("adamw", *weights)}
+    turns = tqdm(turns_of(skip + steps), desc=f"{name}, {threads} threads")
+    step_in_turns(loops.values(), turns)
     records = []
-    for key, run in runs.items():
-        step_ms, optimizer_ms = run.ms[skip:], run.optimizer_ms[skip:]
-        state = 2.0  # of AdamW
-        if key != "adamw":
-            weights, _, horizon = key.partition(", ")
-            state = state_size(build_graph(run.model), bool(horizon), weights)
+    for key, loop in loops.items():
+        optimizer_ms, state = loop.optimizer_ms[skip:], 2.0  # of AdamW
+        if isinstance(loop.optimizer, NGOptimizer):
+            state = state_size(loop.optimizer.graph, True, key)
         record = {
             "problem": name,
             "optimizer": key,
-            "parameters": numel(run.model),
+            "threads": threads,
+            "parameters": numel(loop.model),
             "state": state,
-            "step_ms": median(step_ms),
-            "fastest_ms": min(step_ms),
-            "optimizer_ms": median(optimizer_ms),
-            "optimizer_fastest_ms": min(optimizer_ms),
-            "optimizer_mean_ms": mean(optimizer_ms),
+            "step_ms": block_median(loop.ms[skip:]),
+            "optimizer_ms": block_median(optimizer_ms),
             "optimizer_worst_ms": max(optimizer_ms),
         }
         records.append(record)
         record["ratio"] = record["step_ms"] / records[0]["step_ms"]
-        record["fastest_ratio"] = record["fastest_ms"] / records[0]["fastest_ms"]
     return records
 
 
@@ -150,6 +135,7 @@ def network_steps(name: str, weights: str, threads: int) -> Record:
     return {
         "network": name,
         "weights": weights,
+        "threads": threads,
         "parameters": n,
         "first_ns": 1e9 * first / n,
         "second_ns": 1e9 * second / n,
@@ -200,15 +186,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=LARGE)
-    parser.add_argument("--weights", nargs="*", default=["default"], help="of networks")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--weights", nargs="*", default=["default"], help="beside AdamW"
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--steps", type=int, default=200, help="steps that are counted")
     parser.add_argument("--skip", type=int, default=100, help="steps before them")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     tables: dict[str, list[Record]] = {"problems": [], "networks": []}
-    for name in options.problems:
-        tables["problems"] += whole_steps(name, options.steps, options.skip)
+    for name, threads in product(options.problems, options.threads):
+        tables["problems"] += whole_steps(
+            name, options.weights, threads, options.steps, options.skip
+        )
         write(options.output, **tables)
     for record in measured(options.networks, options.weights, options.threads):
         tables["networks"].append(record)
@@ -217,11 +206,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measured(
-    networks: Iterable[str], weights: Sequence[str], threads: int
+    networks: Iterable[str], weights: Iterable[str], threads: Iterable[int]
 ) -> Iterator[Record]:
-    """Records of all pairs of a network and weights, each from a new process."""
+    """Records of networks, weights and threads, each from a new process."""
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        cases = product(networks, weights, [threads])
+        cases = product(networks, weights, threads)
         tasks = [pool.apply_async(network_steps, case) for case in cases]
         for task in tqdm(tasks, unit="network", disable=not tasks):
             yield task.get()

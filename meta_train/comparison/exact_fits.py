@@ -119,9 +119,11 @@ def train_default(
     optimizer = NGOptimizer(
         model.named_parameters(), total_steps=steps if scheduled else None
     )
-    loop = TrainingLoop(model, optimizer, None)
+    loop = TrainingLoop(
+        model, optimizer, None, lambda model, number: problem.loss(model, batch)
+    )
     for _ in range(steps):
-        loop.step(problem.loss, batch)
+        loop.step()
     return model, optimizer, [*loop.losses, problem.loss(model, batch).item()]
 
 

@@ -1,11 +1,11 @@
-"""One whole training run of a problem with an optimizer, as a record."""
+"""One training run of a problem with an optimizer, as a record: whole, or its times."""
 
 import hashlib
 import json
 import math
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from statistics import fmean, median
 from typing import Any
@@ -19,8 +19,10 @@ from harness.files import without_nan
 from harness.random import seeded
 from meta_train.comparison.optimizers import ComparedOptimizer, load_optimizer
 from meta_train.problems import Metrics, Problem, load_problem
+from ngopt.race.equal_time import mean_ms, step_in_turns, timed_steps, turns_of
 from ngopt.race.training import TrainingLoop
 
+DEFAULT = "default"  # whose seconds the others get
 CURVE_EXAMPLES = 1000  # for one point of a curve
 TRAIN_LOSS_STEPS = 50  # last batches whose mean loss is the final train loss
 LOSS_POINTS = 50  # of the training curve in a record; at most twice as many
@@ -35,8 +37,9 @@ class Run:
 
     problem, optimizer: names for `load_problem` and `load_optimizer`.
     lr: None where there is nothing to tune.
-    weights: SHA-256 of a learned optimizer's weights.
-    phase: "tuning" measures on the validation split alone, "evaluation" on test too.
+    weights: SHA-256 of a learned optimizer's weights, in a timing of the default's.
+    phase: "tuning" measures on the validation split alone, "evaluation" on test too,
+        "timing" measures time beside the default alone.
     curve_every: steps between points of the curve; 0 for none.
     curve_split: the split that the curve is measured on.
     traced: as in `ComparedOptimizer`; records without it have inferred graphs.
@@ -71,11 +74,7 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     `traced` are not those of the run.
     """
     spec = load_optimizer(run.optimizer)
-    if spec.weights != run.weights:
-        raise ValueError(
-            f"optimizer '{run.optimizer}': expected weights {run.weights}; "
-            f"got {spec.weights} (SHA-256)"
-        )
+    _check_weights(run, spec)
     if spec.traced != run.traced:
         raise ValueError(
             f"optimizer '{run.optimizer}': expected a run with traced={spec.traced}; "
@@ -85,12 +84,44 @@ def train(run: Run, on_step: Callable[[float], None] | None = None) -> Record:
     for number in range(run.steps):
         if run.curve_every and number % run.curve_every == 0:
             loop.add_point(number)
-        loop.step(loop.loss_of_batch, number)
+        loop.step()
         if on_step:
             on_step(loop.losses[-1])
     if run.curve_every:
         loop.add_point(run.steps)
     return loop.record()
+
+
+def time_in_turns(run: Run) -> Record:
+    """Times the first steps of a run in turns with those of the default.
+
+    Returns milliseconds of a whole step, mean over the run, of both.
+    """
+    default = load_optimizer(DEFAULT)
+    _check_weights(run, default)
+    problem = load_problem(run.problem)
+    loops = [
+        _MeasuredLoop(run, problem, load_optimizer(run.optimizer)),
+        _MeasuredLoop(replace(run, lr=None), problem, default),
+    ]
+    step_in_turns(loops, turns_of(timed_steps(run.steps)))
+    ms_per_step, default_ms_per_step = (mean_ms(loop.ms, run.steps) for loop in loops)
+    return {
+        "run": asdict(run),
+        "problem_digest": problem_digest(run.problem),
+        "ms_per_step": ms_per_step,
+        "default_ms_per_step": default_ms_per_step,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _check_weights(run: Run, spec: ComparedOptimizer) -> None:
+    if spec.weights != run.weights:
+        raise ValueError(
+            f"optimizer '{spec.name}': expected weights {run.weights}; "
+            f"got {spec.weights} (SHA-256)"
+        )
 
 
 @cache
@@ -116,7 +147,8 @@ class _MeasuredLoop(TrainingLoop):
 
     def __init__(self, run: Run, problem: Problem, spec: ComparedOptimizer):
         model = problem.init(run.seed)
-        super().__init__(model, *spec.build(model, run.lr, run.steps))
+        optimizer, scheduler = spec.build(model, run.lr, run.steps)
+        super().__init__(model, optimizer, scheduler, self.loss_of_batch)
         self.run, self.problem = run, problem
         self.curve: dict[str, list] = {"steps": [], "loss": [], "accuracy": []}
 

@@ -2,12 +2,13 @@
 `python -m meta_train.comparison.leaderboard --processes 2`.
 
 Baselines choose their learning rate on validation data, then all run with the same
-seeds. Prints a table and writes into its folder: `table.md`, `results.json`,
-`<problem>.png` (curves), and `records/<problem>.jsonl`, a line for each finished run,
-from which the same command resumes.
+seeds. If `default` is among the optimizers, the others also run as long as it, with
+schedules and learning rates for that. Prints a table and writes into its folder:
+`table.md`, `results.json`, `<problem>.png` (curves), and `records/<problem>.jsonl`, a
+line for each finished run, from which the same command resumes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -19,7 +20,7 @@ from harness import cli
 from harness.files import write_json
 from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, text_table
-from meta_train.comparison.inner_training import Record, Run
+from meta_train.comparison.inner_training import DEFAULT, Record, Run
 from meta_train.comparison.optimizers import (
     OPTIMIZERS,
     ComparedOptimizer,
@@ -40,15 +41,41 @@ from meta_train.comparison.report import (
 )
 from meta_train.comparison.runs import execute, file_name
 from meta_train.problems import LISTS, load_problem, problem_names
+from ngopt.race.equal_time import steps_in_same_time
 from ngopt.race.tuning import FIRST_TUNING_SEED, best_lr
 
 CURVE_POINTS = 20
 SPLITS = ("validation", "test")
-OURS = "default"  # drawn above the others
-UNTUNED = ("ng-gnn", "default")
+UNTUNED = ("ng-gnn", DEFAULT)
 
 RecordGroups = dict[tuple[str, str], list[Record]]
 """Records by problem and optimizer."""
+
+Horizons = list[tuple[ComparedOptimizer, int]]
+"""Optimizers and their numbers of steps."""
+
+RunAll = Callable[..., list[Record]]
+"""`execute` for some runs and a number of processes."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Records of tuning and of evaluation runs."""
+
+    tuning: RecordGroups = field(default_factory=dict)
+    evaluation: RecordGroups = field(default_factory=dict)
+
+    def update(self, other: "Runs") -> None:
+        self.tuning.update(other.tuning)
+        self.evaluation.update(other.evaluation)
+
+    def rows(self) -> list[Row]:
+        rows = []
+        for (problem, optimizer), evaluated in self.evaluation.items():
+            references = self.evaluation.get((problem, REFERENCE), [])
+            tuned = self.tuning.get((problem, optimizer), [])
+            rows.append(summarize(evaluated, tuned, references))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,8 @@ class Config:
     processes: int = 1
     """Runs at the same time, of one thread each; times mean little with more than free
     cores."""
+    equal_time: bool = True
+    """Whether the others also run as long as `default`."""
     metanet: str | None = None
     """module:Class of your own metanet, which is imported, where weights name one."""
 
@@ -135,14 +164,10 @@ def compare(config: Config) -> Leaderboard:
     for name in problems:
         load_problem(name)
     folder = Path(config.folder)
-    tuning: RecordGroups = {}
-    records: RecordGroups = {}
+    at_equal_steps, in_same_seconds = Runs(), Runs()
     refusals: list[str] = []
-    total = sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
-    with tqdm(total=len(problems) * total, unit="run") as bar:
-        run_all = partial(
-            execute, folder=folder / "records", processes=config.processes, bar=bar
-        )
+    with tqdm(total=len(problems) * count_runs(specs, config), unit="run") as bar:
+        run_all = partial(execute, folder=folder / "records", bar=bar)
         for problem in problems:
             model = load_problem(problem).init(0)
             accepted = []
@@ -152,23 +177,66 @@ def compare(config: Config) -> Leaderboard:
                     bar.update(config.seeds)
                 else:
                     accepted.append(spec)
-            steps, runs = config.steps or load_problem(problem).steps, []
-            for spec in accepted:
-                runs += plan_tuning(problem, spec, steps, config.tuning_seeds)
-            tuning |= _grouped(run_all(runs))
-            runs = []
-            for spec in accepted:
-                losses = mean_validation_losses(tuning.get((problem, spec.name), []))
-                runs += plan_evaluation(problem, spec, best_lr(losses), config)
-            records |= _grouped(run_all(runs))
-    if not records:
+            steps = config.steps or load_problem(problem).steps
+            horizons = [(spec, steps) for spec in accepted]
+            runs = tune_and_evaluate(problem, horizons, config, run_all)
+            at_equal_steps.update(runs)
+            if config.equal_time and DEFAULT in [spec.name for spec in accepted]:
+                bar.total += len(accepted) - 1 + count_runs(accepted, config)
+                horizons = in_default_seconds(
+                    problem, horizons, runs.evaluation, run_all
+                )
+                runs = tune_and_evaluate(problem, horizons, config, run_all)
+                in_same_seconds.update(runs)
+    if not at_equal_steps.evaluation:
         raise ValueError(
             "optimizers: expected one that can train the problems' networks; got none. "
             + " ".join(refusals)
         )
-    board = replace(summarize_all(records, tuning, config.groups()), refusals=refusals)
+    board = summarize_all(at_equal_steps, in_same_seconds, config.groups())
+    board = replace(board, refusals=refusals)
     write_report(folder, config, board)
     return board
+
+
+def count_runs(specs: Sequence[ComparedOptimizer], config: Config) -> int:
+    """Tuning and evaluation runs of one problem."""
+    return sum(len(spec.lrs) * config.tuning_seeds + config.seeds for spec in specs)
+
+
+def tune_and_evaluate(
+    problem: str, horizons: Horizons, config: Config, run_all: RunAll
+) -> Runs:
+    """Runs of all optimizers, each at the best learning rate for its steps."""
+    planned = []
+    for spec, steps in horizons:
+        planned += plan_tuning(problem, spec, steps, config.tuning_seeds)
+    tuning = _grouped(run_all(planned, processes=config.processes))
+    planned = []
+    for spec, steps in horizons:
+        losses = mean_validation_losses(tuning.get((problem, spec.name), []))
+        planned += plan_evaluation(problem, spec, steps, best_lr(losses), config)
+    return Runs(tuning, _grouped(run_all(planned, processes=config.processes)))
+
+
+def in_default_seconds(
+    problem: str, horizons: Horizons, evaluation: RecordGroups, run_all: RunAll
+) -> Horizons:
+    """The numbers of steps that take as long as the default's run.
+
+    evaluation: records of runs, at whose learning rates steps are timed.
+    """
+    weights = load_optimizer(DEFAULT).weights
+    in_seconds = []
+    for spec, steps in horizons:
+        if spec.name != DEFAULT:
+            lr = evaluation[problem, spec.name][0]["run"]["lr"]
+            run = Run(problem, spec.name, lr, weights, 0, steps, "timing")
+            (timing,) = run_all([run], processes=1)
+            ms = timing["ms_per_step"], timing["default_ms_per_step"]
+            steps = steps_in_same_time(steps, *ms)
+        in_seconds.append((spec, steps))
+    return in_seconds
 
 
 def plan_tuning(
@@ -182,10 +250,9 @@ def plan_tuning(
 
 
 def plan_evaluation(
-    problem: str, spec: ComparedOptimizer, lr: float | None, config: Config
+    problem: str, spec: ComparedOptimizer, steps: int, lr: float | None, config: Config
 ) -> list[Run]:
     """The runs that are reported."""
-    steps = config.steps or load_problem(problem).steps
     first = Run(
         problem,
         spec.name,
@@ -202,18 +269,18 @@ def plan_evaluation(
 
 
 def summarize_all(
-    records: RecordGroups, tuning: RecordGroups, groups: Mapping[str, Sequence[str]]
+    at_equal_steps: Runs, in_same_seconds: Runs, groups: Mapping[str, Sequence[str]]
 ) -> Leaderboard:
-    """Rows of evaluation and tuning records, and rankings over groups of problems."""
+    """Rows of all records, and rankings over groups of problems."""
+    same = {(row.problem, row.optimizer): row for row in in_same_seconds.rows()}
     rows, rankings = [], {}
-    for (problem, optimizer), evaluated in records.items():
-        references = records.get((problem, REFERENCE), [])
-        tuned = tuning.get((problem, optimizer), [])
-        rows.append(summarize(evaluated, tuned, references))
+    for row in at_equal_steps.rows():
+        in_seconds = same.get((row.problem, row.optimizer))
+        rows.append(replace(row, in_same_seconds=in_seconds))
     for group, problems in groups.items():
         rows_of_group = [row for row in rows if row.problem in problems]
         rankings[group] = rank_optimizers(rows_of_group)
-    return Leaderboard(rows, rankings, records)
+    return Leaderboard(rows, rankings, at_equal_steps.evaluation)
 
 
 def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
@@ -243,7 +310,7 @@ def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
                 lr = "" if row.lr is None else f" (lr {row.lr:g})"
                 groups[row.optimizer + lr] = board.records[problem, row.optimizer]
         title = f"{problem}: mean and range over {config.seeds} seed(s)"
-        plot_curves(folder / f"{file_name(problem)}.png", title, groups, OURS)
+        plot_curves(folder / f"{file_name(problem)}.png", title, groups, DEFAULT)
 
 
 def _grouped(records: Sequence[Record]) -> RecordGroups:

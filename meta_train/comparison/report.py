@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.tables import plus_minus, sample_deviation
 from meta_train.comparison.inner_training import TRAIN_LOSS_STEPS, Record
+from ngopt.race.equal_time import EQUAL
 from ngopt.race.tuning import is_at_edge
 
 # Problems of the paper that no learned optimizer is meta-trained or selected on.
@@ -30,6 +31,7 @@ class Row:
     tuning: mean validation loss by learning rate; inf if it was not finite.
     tuning_seconds: of all tuning runs together.
     reached: `steps_to_reference`.
+    in_same_seconds: of runs that last as long as the default's; None if there are none.
     """
 
     problem: str
@@ -51,6 +53,7 @@ class Row:
     tuning_seconds: float = 0.0
     tuning: dict[float, float] = field(default_factory=dict)
     reached: float | None = None
+    in_same_seconds: "Row | None" = None
 
     @property
     def at_edge(self) -> bool:
@@ -61,10 +64,14 @@ class Row:
     def tuned(self) -> bool:
         return self.tuning_runs > 0
 
+    @property
+    def loss_cell(self) -> str:
+        deviation = f"{self.test_loss_std:.2g}"
+        return plus_minus(digits(self.test_loss), deviation, self.runs)
+
     def cells(self, rank: float | None = None) -> dict[str, str]:
         """The cells of a table by column. rank: among the problem's optimizers."""
-        loss_std = f"{self.test_loss_std:.2g}"
-        loss = plus_minus(digits(self.test_loss), loss_std, self.runs)
+        same = self.in_same_seconds
         accuracy = "-"
         if self.accuracy_mean is not None:
             accuracy_std = f"{self.accuracy_std:.2f}"
@@ -77,7 +84,9 @@ class Row:
             "optimizer": self.optimizer,
             "lr": _optional(self.lr, "{:g}") + " *" * self.at_edge,
             "rank": _optional(rank, "{:g}"),
-            "test loss": loss,
+            "test loss": self.loss_cell,
+            "in the same seconds": "-" if same is None else same.loss_cell,
+            "steps in them": "-" if same is None else str(same.steps),
             "test accuracy %": accuracy,
             "validation loss": digits(self.validation_loss),
             "train loss": digits(self.train_loss),
@@ -190,6 +199,13 @@ def notes(rows: Sequence[Row], reference: str) -> list[str]:
         "Tuning runs: whole runs spent on choosing lr, by loss on the problem's "
         "validation split, on other seeds; nothing else is tuned. Rank: by test loss.",
     ]
+    if any(row.in_same_seconds is not None for row in rows):
+        lines.append(
+            "In the same seconds: test loss of runs that last as long as the "
+            "default's, with lr tuned for their number of steps. Steps of both are "
+            f"timed in turns; if they differ by less than {EQUAL:.0%}, the runs are "
+            "those at equal steps."
+        )
     if any(row.problem in TRANSFER_ONLY and row.tuned for row in rows):
         lines.append(
             f"{', '.join(TRANSFER_ONLY)}: never used to choose a learned optimizer; "
@@ -226,6 +242,7 @@ class Ranking:
 
     tuning_runs, tuning_seconds, diverged: in total.
     mean_rank: by test loss, among all optimizers.
+    mean_equal_time_rank: by loss in the same seconds; None where it is not measured.
     mean_untuned_rank: among optimizers without tuning runs; None for the others.
     mean_excess, median_excess: test loss / test loss of the problem's best tuned
         optimizer - 1.
@@ -242,6 +259,7 @@ class Ranking:
     tuning_runs: int
     tuning_seconds: float
     mean_rank: float
+    mean_equal_time_rank: float | None
     mean_untuned_rank: float | None
     mean_excess: float | None
     median_excess: float | None
@@ -260,6 +278,7 @@ class Ranking:
             "tuning runs": str(self.tuning_runs),
             "tuning min": f"{self.tuning_seconds / 60:.0f}",
             "mean rank": f"{self.mean_rank:.1f}",
+            "in the same seconds": _optional(self.mean_equal_time_rank, "{:.1f}"),
             "mean rank, untuned": _optional(self.mean_untuned_rank, "{:.1f}"),
             "mean loss to best tuned": _optional(self.mean_excess, "{:+.1%}"),
             "median": _optional(self.median_excess, "{:+.1%}"),
@@ -290,12 +309,14 @@ def rank_optimizers(rows: Sequence[Row]) -> list[Ranking]:
         is_compared = results["problem"].isin(reference.index).all()
         excess = results["excess"].dropna()
         times = results["step_time"].dropna()
+        equal_time = results["equal_time_rank"].dropna()
         ranking = Ranking(
             optimizer=name,
             problems=len(results),
             tuning_runs=sum(results["tuning_runs"]),
             tuning_seconds=sum(results["tuning_seconds"]),
             mean_rank=fmean(results["rank"]),
+            mean_equal_time_rank=fmean(equal_time) if len(equal_time) else None,
             mean_untuned_rank=None if is_tuned else fmean(results["untuned_rank"]),
             mean_excess=fmean(excess) if len(excess) else None,
             median_excess=median(excess) if len(excess) else None,
@@ -330,11 +351,16 @@ def ranks(rows: Sequence[Row]) -> list[float]:
 
 
 def _ranked(rows: Sequence[Row]) -> Any:
-    """A DataFrame of rows with `loss` (nan as inf), `rank` and `untuned_rank`."""
+    """A DataFrame of rows with `loss` (nan as inf), `rank`, `untuned_rank` and
+    `equal_time_rank`, nan where there are no runs in the same seconds."""
     table = pd.DataFrame(map(vars, rows))
     table["tuned"] = [row.tuned for row in rows]
     table["loss"] = table["test_loss"].fillna(inf)
     table["rank"] = table.groupby("problem")["loss"].rank()
+    timed = table[table["in_same_seconds"].notna()]
+    same = [row.in_same_seconds.test_loss for row in rows if row.in_same_seconds]
+    losses = pd.Series(same, timed.index, float).fillna(inf)
+    table["equal_time_rank"] = losses.groupby(timed["problem"]).rank()
     untuned = table[~table["tuned"]]
     table["untuned_rank"] = untuned.groupby("problem")["loss"].rank()
     return table

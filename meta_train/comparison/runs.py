@@ -11,7 +11,13 @@ import torch
 from tqdm import tqdm
 
 from harness.files import append_line, make_folder, read_lines
-from meta_train.comparison.inner_training import Record, Run, problem_digest, train
+from meta_train.comparison.inner_training import (
+    Record,
+    Run,
+    problem_digest,
+    time_in_turns,
+    train,
+)
 from meta_train.comparison.optimizers import import_metanet
 from meta_train.problems import load_problem
 from ngopt.metanets.imported import imported_metanets
@@ -68,7 +74,8 @@ def file_name(name: str) -> str:
 
 
 def _train_and_append(run: Run, folder: Path) -> None:
-    append_line(record_path(folder, run), train(run))
+    measure = time_in_turns if run.phase == "timing" else train
+    append_line(record_path(folder, run), measure(run))
 
 
 def _begin_process(metanets: Sequence[str]) -> None:

@@ -10,7 +10,8 @@ from statistics import fmean
 
 from harness import cli
 from harness.tables import text_table
-from meta_train.comparison.leaderboard import OURS, compare
+from meta_train.comparison.inner_training import DEFAULT
+from meta_train.comparison.leaderboard import compare
 from meta_train.comparison.plots import plot_curves, training_curves
 from meta_train.paper.table2 import Config
 
@@ -21,7 +22,7 @@ def run(config: Config) -> None:
     records = compare(config).records
     groups = {name: records[PROBLEM, name] for name in config.optimizers}
     path = Path(config.folder, "figure3.png")
-    plot_curves(path, f"CIFAR-10, {config.seeds} seeds", groups, OURS)
+    plot_curves(path, f"CIFAR-10, {config.seeds} seeds", groups, DEFAULT)
     table = []
     for name, records_of_name in groups.items():
         _, losses = training_curves(records_of_name)

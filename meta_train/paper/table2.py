@@ -17,7 +17,8 @@ from tyro.conf import Suppress
 from harness import cli
 from harness.tables import markdown_table, plus_minus, text_table
 from meta_train.comparison import leaderboard
-from meta_train.comparison.leaderboard import OURS, compare
+from meta_train.comparison.inner_training import DEFAULT
+from meta_train.comparison.leaderboard import compare
 from meta_train.comparison.optimizers import OPEN
 from meta_train.comparison.report import Row
 from meta_train.problems import PAPER
@@ -44,9 +45,10 @@ class Config(leaderboard.Config):
     the runs of a folder."""
 
     problems: Suppress[tuple[str, ...]] = ("paper",)
-    optimizers: tuple[str, ...] = (*BASELINES, *FIVE, *FIVE_OPEN, OURS)
+    optimizers: tuple[str, ...] = (*BASELINES, *FIVE, *FIVE_OPEN, DEFAULT)
     """Names of baselines or of bundled weights, or paths of weights files."""
     curve_split: Suppress[str] = "test"
+    equal_time: Suppress[bool] = False
     folder: str = "runs/paper"
 
 

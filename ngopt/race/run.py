@@ -1,5 +1,7 @@
 """A whole race: tunes learning rates, trains at the best of each, writes the report.
 
+Optimizers are compared at equal steps, and in the seconds of the default's run.
+
 The report is a table, a picture, a page and a JSON file.
 """
 
@@ -7,6 +9,7 @@ import base64
 import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -16,11 +19,22 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from ngopt.race.equal_time import (
+    mean_ms,
+    step_in_turns,
+    steps_in_same_time,
+    timed_steps,
+    turns_of,
+)
 from ngopt.race.optimizers import OPTIMIZERS, OptimizerSpec
-from ngopt.race.training import Problem, Run, load_problem, train
+from ngopt.race.training import Problem, Run, load_problem, train, training_loop
 from ngopt.race.tuning import FIRST_TUNING_SEED, best_lr, is_at_edge, tune
 
-HEADER = "optimizer", "lr", "tuning runs", "loss", "train loss", "ms/step", "excess"
+DEFAULT = "ngopt"  # whose seconds the others get
+HEADER = (
+    *("optimizer", "lr", "tuning runs", "loss", "train loss", "ms/step", "excess"),
+    *("in the same seconds", "steps"),
+)
 SMOOTHING = 0.95  # of the losses that are drawn
 LOG_PAUSE = 60.0  # seconds between lines of progress, if stderr is no terminal
 
@@ -55,6 +69,8 @@ class Result:
 
     tried: learning rates of the tuning. at_edge: whether the best is the largest or
     smallest of them.
+    in_same_seconds: runs that last as long as the default's, at the best rate for their
+        number of steps; None without the default.
     """
 
     optimizer: str
@@ -62,10 +78,20 @@ class Result:
     tried: list[float]
     runs: list[Run]
     at_edge: bool = False
+    in_same_seconds: "Result | None" = None
 
     @property
     def score(self) -> float:
         return fmean(run.score for run in self.runs)
+
+    def cells(self) -> tuple[str, str]:
+        """Loss, with an asterisk if the rate is at the edge, and steps."""
+        loss = _spread([run.score for run in self.runs])
+        return loss + "*" * self.at_edge, f"{self.steps:,}"
+
+    @property
+    def steps(self) -> int:
+        return len(self.runs[0].losses)
 
     @property
     def milliseconds(self) -> float:
@@ -89,11 +115,14 @@ def run(path: str, settings: Settings) -> list[Result]:
         maxinterval=max(pause, 10.0),
     ) as bar:
         results = [_result(problem, spec, settings, bar) for spec in specs]
-        results += _in_same_seconds(problem, results, settings, bar)
+        if DEFAULT in settings.optimizers:
+            results = [
+                _with_same_seconds(problem, result, settings, bar) for result in results
+            ]
     title = f"{problem.name}, {settings.steps} steps, {settings.seeds} seed(s)"
     write_report(settings.folder, title, results)
     if settings.as_json:
-        print(json.dumps({result.optimizer: result.score for result in results}))
+        print(json.dumps({result.optimizer: _losses(result) for result in results}))
     else:
         minutes = (time.perf_counter() - begin) / 60
         print(f"{title}, {minutes:.1f} minutes\n\n{table(results)}\n")
@@ -127,22 +156,47 @@ def _result(
     return Result(spec.name, lr, list(losses), runs, is_at_edge(lr, losses))
 
 
-def _in_same_seconds(
-    problem: Problem, results: list[Result], settings: Settings, bar: tqdm
-) -> list[Result]:
-    """AdamW with as many steps as ngopt's seconds allow, if these are more."""
-    by_name = {result.optimizer: result for result in results}
-    if not {"adamw", "ngopt"} <= by_name.keys():
-        return []
-    adamw = by_name["adamw"]
-    steps = int(settings.steps * by_name["ngopt"].milliseconds / adamw.milliseconds)
-    if steps <= settings.steps:
-        return []
-    bar.total += steps * settings.seeds
-    name = f"adamw, {steps:,} steps"
-    spec = replace(OPTIMIZERS["adamw"], name=name, lrs=(), lr=adamw.lr)
-    longer = _result(problem, spec, replace(settings, steps=steps), bar)
-    return [replace(longer, lr=adamw.lr)]
+def _with_same_seconds(
+    problem: Problem, result: Result, settings: Settings, bar: tqdm
+) -> Result:
+    """Adds the result of runs that last as long as the default's."""
+    spec = OPTIMIZERS[result.optimizer]
+    steps = settings.steps
+    if spec.name != DEFAULT:
+        steps = _steps_in_same_seconds(problem, result, settings, bar)
+    if steps == settings.steps:
+        return replace(result, in_same_seconds=result)
+    bar.total += steps * (len(spec.lrs) + settings.seeds)
+    same = _result(problem, spec, replace(settings, steps=steps), bar)
+    return replace(result, in_same_seconds=same)
+
+
+def _steps_in_same_seconds(
+    problem: Problem, result: Result, settings: Settings, bar: tqdm
+) -> int:
+    """Steps that take as long as the default's run, timed in turns with its steps."""
+    bar.set_description(f"time of {result.optimizer}", refresh=False)
+    steps, device = settings.steps, settings.device
+    loops = []
+    for name, lr in ((result.optimizer, result.lr), (DEFAULT, None)):
+        loops.append(training_loop(problem, OPTIMIZERS[name], lr, 0, steps, device))
+    bar.total += len(loops) * timed_steps(steps)
+
+    def counted_turns() -> Iterator[int]:
+        for turn in turns_of(timed_steps(steps)):
+            yield turn
+            bar.update(len(loops) * turn)
+
+    step_in_turns(loops, counted_turns())
+    ms, default_ms = (mean_ms(loop.ms, steps) for loop in loops)
+    return steps_in_same_time(steps, ms, default_ms)
+
+
+def _losses(result: Result) -> dict[str, float]:
+    losses = {"loss": result.score}
+    if result.in_same_seconds is not None:
+        losses["in the same seconds"] = result.in_same_seconds.score
+    return losses
 
 
 def table(results: list[Result]) -> str:
@@ -152,6 +206,7 @@ def table(results: list[Result]) -> str:
     for result in sorted(results, key=lambda result: result.score):
         excess = 100 * (result.score / best - 1) if best > 0 else 0.0
         rate = "none" if result.lr is None else f"{result.lr:g}"
+        same = result.in_same_seconds
         row = (
             result.optimizer,
             rate + "*" * result.at_edge,
@@ -160,6 +215,7 @@ def table(results: list[Result]) -> str:
             _spread([run.train_loss for run in result.runs]),
             f"{result.milliseconds:.1f}",
             f"{excess:+.1f} %",
+            *(("-", "-") if same is None else same.cells()),
         )
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -168,10 +224,10 @@ def table(results: list[Result]) -> str:
         first = row[0].ljust(widths[0])
         others = "  ".join(map(str.rjust, row[1:], widths[1:]))
         lines.append(f"{first}  {others}")
-    if any(result.at_edge for result in results):
+    if "*" in "".join(lines):
         lines += ["", "* the largest or smallest rate tried; others may be better"]
-    if any(result.optimizer.startswith("adamw, ") for result in results):
-        lines += ["", "adamw, ... steps: as many as fit into the seconds of ngopt"]
+    if any(result.in_same_seconds is not None for result in results):
+        lines += ["", f"in the same seconds: as long as {DEFAULT}, tuned for that time"]
     return "\n".join(lines)
 
 
@@ -199,20 +255,28 @@ def write_report(folder: Path, title: str, results: list[Result]) -> None:
 
 
 def draw(path: Path, title: str, results: list[Result]) -> None:
-    """Smoothed training loss of the first seed, over steps and over seconds."""
+    """Smoothed training loss of the first seed, over steps and over seconds.
+
+    Dashed over seconds: runs as long as the default's.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     for result in results:
         run = result.runs[0]
         losses = smoothed(run.losses)
         rate = "" if result.lr is None else f", lr {result.lr:g}"
-        over_steps.plot(losses, label=f"{result.optimizer}{rate}")
-        over_seconds.plot(run.seconds, losses)
-    for axes, label in ((over_steps, "steps"), (over_seconds, "seconds of training")):
-        axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
+        (line,) = over_steps.plot(losses, label=f"{result.optimizer}{rate}")
+        over_seconds.plot(run.seconds, losses, color=line.get_color())
+        same = result.in_same_seconds
+        if same is not None and same.steps != result.steps:
+            run = same.runs[0]
+            style = {"color": line.get_color(), "linestyle": "--"}
+            over_seconds.plot(run.seconds, smoothed(run.losses), **style)
+    over_steps.set_xlabel("steps")
+    over_seconds.set_xlabel(f"seconds of training; dashed: as many as {DEFAULT}'s")
+    over_steps.grid(alpha=0.3)
+    over_seconds.grid(alpha=0.3)
     over_steps.set_ylabel("training loss")
-    over_steps.set_xlim(0, min(len(result.runs[0].losses) for result in results))
     over_steps.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=100)

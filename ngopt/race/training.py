@@ -90,25 +90,32 @@ class Run:
 
 
 class TrainingLoop:
-    """A network with its optimizer and scheduler.
+    """A network with its optimizer, scheduler and loss.
 
-    losses: of each step, before its update. ms: milliseconds of each step.
+    loss_of: from the network and the number of the step, from 0, to the loss of a
+        batch, a scalar tensor.
+    losses: of each step, before its update.
+    ms: milliseconds of each step: batch, forward, backward, optimizer.
     optimizer_ms: those of optimizer and scheduler within it.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler | None
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        loss_of: Callable[[nn.Module, int], Tensor],
     ):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.loss_of = loss_of
         self.losses: list[float] = []
         self.ms: list[float] = []
         self.optimizer_ms: list[float] = []
 
-    def step(self, loss_of: Callable[[nn.Module, Any], Tensor], batch: Any) -> None:
-        """loss_of: of the network and `batch`, a scalar tensor."""
+    def step(self) -> None:
         begin = perf_counter()
         self.optimizer.zero_grad()
-        loss = loss_of(self.model, batch)
+        loss = self.loss_of(self.model, len(self.losses))
         loss.backward()
         middle = perf_counter()
         self.optimizer.step()
@@ -130,17 +137,34 @@ def train(
     on_step: Callable[[float], None],
 ) -> Run:
     """Trains once. on_step: is called with the loss of every step."""
-    torch.manual_seed(seed)
-    model = problem.model().to(device)
-    loop = TrainingLoop(model, *spec.build(model, lr, steps))
-    batches = _repeated(problem)
-    torch.manual_seed(seed)  # dropout is the same for all
+    loop = training_loop(problem, spec, lr, seed, steps, device)
     for _ in range(steps):
-        loop.step(problem.loss, moved(next(batches), device))
+        loop.step()
         on_step(loop.losses[-1])
     seconds = [1e-3 * ms for ms in accumulate(loop.ms)]
-    validation = _validation_loss(problem, model, device)
+    validation = _validation_loss(problem, loop.model, device)
     return Run(spec.name, lr, seed, loop.losses, seconds, validation)
+
+
+def training_loop(
+    problem: Problem,
+    spec: OptimizerSpec,
+    lr: float | None,
+    seed: int,
+    steps: int,
+    device: torch.device,
+) -> TrainingLoop:
+    """The loop of a run before its first step."""
+    torch.manual_seed(seed)
+    model = problem.model().to(device)
+    batches = _repeated(problem)
+
+    def loss_of_next_batch(model: nn.Module, number: int) -> Tensor:
+        return problem.loss(model, moved(next(batches), device))
+
+    optimizer, scheduler = spec.build(model, lr, steps)
+    torch.manual_seed(seed)  # dropout is the same for all
+    return TrainingLoop(model, optimizer, scheduler, loss_of_next_batch)
 
 
 def _repeated(problem: Problem) -> Iterator[Any]:

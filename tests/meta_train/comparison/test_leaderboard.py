@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import pytest
 import tyro
 
-from meta_train.comparison import leaderboard, optimizers, runs
+from meta_train.comparison import inner_training, leaderboard, optimizers, runs
 from meta_train.comparison.leaderboard import Config, compare, plan_tuning
 from meta_train.comparison.runs import Run, execute, read_records, train
 from meta_train.problems import META_TEST, problem_names
@@ -105,6 +105,70 @@ def test_more_seeds_make_only_the_new_runs(config, monkeypatch):
     assert [(run.seed, run.phase) for run in made] == [(3, "evaluation")] * 2
 
 
+@pytest.fixture
+def paces(monkeypatch):
+    """Milliseconds of a step by optimizer."""
+    paces = {"adam": 1.0, "adam-default": 1.0, "default": 2.5}
+
+    def set_times(loops, turns):
+        assert sum(turns) == 12
+        for loop, name in zip(loops, (loops[0].run.optimizer, "default"), strict=True):
+            loop.ms = [paces[name]] * 12
+
+    monkeypatch.setattr(inner_training, "step_in_turns", set_times)
+    return paces
+
+
+def test_others_also_run_as_long_as_the_default(config, paces):
+    names = ("adam", "default", "adam-default")
+    config = replace(config, optimizers=names)
+    board = compare(config)
+    rows = {row.optimizer: row for row in board.rows}
+    same = {name: row.in_same_seconds for name, row in rows.items()}
+    assert {name: row.steps for name, row in rows.items()} == dict.fromkeys(names, 12)
+    steps = {name: row.steps for name, row in same.items()}
+    assert steps == {"adam": 30, "default": 12, "adam-default": 30}
+    assert same["default"] == replace(rows["default"], in_same_seconds=None)
+    assert same["adam"].tuning.keys() == rows["adam"].tuning.keys()
+    assert same["adam"].lr == min(same["adam"].tuning, key=same["adam"].tuning.get)
+    cells = rows["adam"].cells()
+    assert cells["in the same seconds"] == same["adam"].cells()["test loss"]
+    assert cells["steps in them"] == "30"
+    ordered = sorted(same, key=lambda name: same[name].test_loss)
+    (rankings,) = board.rankings.values()
+    ranks = {ranking.optimizer: ranking.mean_equal_time_rank for ranking in rankings}
+    assert ranks == {name: 1 + i for i, name in enumerate(ordered)}
+    made = runs_of(config)
+    rate = {run.optimizer: run.lr for run in made if run.phase == "timing"}
+    assert rate == {"adam": rows["adam"].lr, "adam-default": None}
+    results = results_of(config)
+    assert results["table"][0]["in_same_seconds"]["steps"] == 30
+    assert any(note.startswith("In the same seconds") for note in results["notes"])
+
+
+def test_timings_are_read_again(config, paces, monkeypatch):
+    config = replace(config, optimizers=("adam-default", "default"))
+    board = compare(config)
+    monkeypatch.setattr(runs, "time_in_turns", lambda run: pytest.fail(str(run)))
+    assert compare(config) == board
+
+
+@pytest.mark.parametrize("pace, runs_made", [(2.45, 6), (5.0, 9)])
+def test_equal_times_need_no_other_runs(config, paces, pace, runs_made):
+    paces["adam-default"] = pace
+    config = replace(config, optimizers=("adam-default", "default"))
+    (row, _) = compare(config).rows
+    assert row.in_same_seconds.steps == (12 if runs_made == 6 else 6)
+    assert sum(run.phase == "evaluation" for run in runs_of(config)) == runs_made
+
+
+def test_without_equal_time_nothing_is_timed(config):
+    names = {"optimizers": ("adam-default", "default"), "equal_time": False}
+    board = compare(replace(config, **names))
+    assert {row.in_same_seconds for row in board.rows} == {None}
+    assert {row.cells()["in the same seconds"] for row in board.rows} == {"-"}
+
+
 def test_runs_have_the_horizon_of_their_problem(config):
     board = compare(replace(config, steps=None, seeds=1, tuning_seeds=1))
     assert {row.steps for row in board.rows} == {Toy.steps}
@@ -157,13 +221,12 @@ def test_standings_of_a_group_are_over_its_problems(config):
     names = {"problems": (TOY, SILENT), "optimizers": ("adam", "adam-default")}
     config = replace(config, **names)
     compare(config)
-    records, tuning = {}, {}
+    made = leaderboard.Runs()
     for run, record in runs_of(config).items():
-        records_of_phase = tuning if run.phase == "tuning" else records
+        records_of_phase = getattr(made, run.phase)
         records_of_phase.setdefault((run.problem, run.optimizer), []).append(record)
-    board = leaderboard.summarize_all(
-        records, tuning, {"one": [TOY], "two": [TOY, SILENT]}
-    )
+    groups = {"one": [TOY], "two": [TOY, SILENT]}
+    board = leaderboard.summarize_all(made, leaderboard.Runs(), groups)
     assert {ranking.problems for ranking in board.rankings["one"]} == {1}
     assert {ranking.problems for ranking in board.rankings["two"]} == {2}
     tuned = {s.optimizer: s.tuning_runs for s in board.rankings["one"]}
@@ -229,7 +292,7 @@ def test_optimizers_that_cannot_train_a_network_are_in_the_notes(config, tmp_pat
 
 def test_records_of_inferred_graphs_are_not_read_for_traced_ones(config, tmp_path):
     spec = optimizers.load_optimizer("ng-gnn")
-    (run, *_) = leaderboard.plan_evaluation(TOY, spec, None, config)
+    (run, *_) = leaderboard.plan_evaluation(TOY, spec, 12, None, config)
     assert run.traced
     with pytest.raises(ValueError, match="run with traced=True; got False"):
         runs.train(replace(run, traced=False))

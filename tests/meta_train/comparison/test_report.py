@@ -35,12 +35,15 @@ def test_a_row_by_hand():
     row = summarize(
         [record(accuracy, 0.1, loss=accuracy) for accuracy in accuracies], tuning
     )
-    assert replace(row, reached=50).cells(1.5) == {
+    same = summarize([record(0.5)])
+    assert replace(row, reached=50, in_same_seconds=same).cells(1.5) == {
         "problem": "p",
         "optimizer": "o",
         "lr": "0.1 *",
         "rank": "1.5",
         "test loss": "0.6333 ± 0.15",
+        "in the same seconds": "0.5",
+        "steps in them": "100",
         "test accuracy %": "63.33 ± 15.28",
         "validation loss": "0.25",
         "train loss": "0.6333",
@@ -193,7 +196,7 @@ def test_rankings_without_the_reference_have_none_of_its_columns():
     assert standing.reference_wins is None
     assert standing.steps_share is None
     assert standing.mean_excess is None
-    assert list(standing.cells().values()).count("-") == 6
+    assert list(standing.cells().values()).count("-") == 7
 
 
 def test_the_table_has_losses_and_ranks():

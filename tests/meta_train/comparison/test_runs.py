@@ -151,6 +151,16 @@ def test_a_run_that_diverges_is_recorded():
     assert not train(ADAM)["diverged"]
 
 
+def test_timing_is_of_a_step_of_both():
+    timing = inner_training.time_in_turns(
+        replace(ADAM, phase="timing", weights=load_optimizer("default").weights)
+    )
+    assert timing["ms_per_step"] > 0 and timing["default_ms_per_step"] > 0
+    json.dumps(timing, allow_nan=False)
+    with pytest.raises(ValueError, match="'default': expected weights None; got"):
+        inner_training.time_in_turns(replace(ADAM, phase="timing"))
+
+
 def test_weights_with_another_hash_are_an_error(learned):
     with pytest.raises(ValueError, match="expected weights abc; got"):
         train(replace(learned[0], weights="abc"))

@@ -39,32 +39,58 @@ def test_race_prints_table_and_writes_report(tmp_path, capsys):
     files = {path.name for path in (tmp_path / "race").iterdir()}
     assert files == {"race.json", "race.png", "race.html"}
     report = json.loads((tmp_path / "race" / "race.json").read_text())
-    adamw, ours, *longer = report["results"]
-    assert all(len(x["runs"][0]["losses"]) > 12 for x in longer)
+    adamw, ours = report["results"]
+    assert ours["in_same_seconds"]["runs"] == ours["runs"]
     assert len(adamw["runs"]) == len(ours["runs"]) == 2
     assert adamw["lr"] in adamw["tried"]
     assert {*OPTIMIZERS["adamw"].lrs} <= {*adamw["tried"]}
     assert ours["lr"] is None
 
 
-def test_adamw_in_the_seconds_of_ngopt(tmp_path, monkeypatch, capsys):
-    """Three times faster, it makes three times as many steps."""
-    seconds = {"adamw": 1.0, "ngopt": 3.0}
+@pytest.mark.parametrize("ratio, steps", [(3.0, 36), (0.5, 6), (1.04, 12)])
+def test_baseline_in_the_seconds_of_ngopt(tmp_path, monkeypatch, capsys, ratio, steps):
+    """Three times faster, it makes three times as many steps in a tuned schedule."""
+    trained = []
 
-    def timed(problem, spec, lr, seed, steps, *arguments):
-        run = train(problem, spec, lr, seed, steps, *arguments)
-        pace = seconds[spec.name.split(",")[0]]
-        return replace(run, seconds=[pace * (i + 1) for i in range(steps)])
+    def recorded(problem, spec, lr, seed, steps, *arguments):
+        trained.append((spec.name, lr, seed, steps))
+        return train(problem, spec, lr, seed, steps, *arguments)
 
-    monkeypatch.setattr(race_run, "train", timed)
+    def set_times(loops, turns):
+        steps = sum(turns)
+        assert steps == 12
+        for loop, ms in zip(loops, (1.0, ratio), strict=True):
+            loop.ms = [ms] * steps
+
+    monkeypatch.setattr(race_run, "train", recorded)
+    monkeypatch.setattr(race_run, "step_in_turns", set_times)
     assert race(tmp_path, "--optimizers", "adamw", "ngopt") == 0
-    text = capsys.readouterr().out
-    assert "adamw, 36 steps " in text and "fit into the seconds of ngopt" in text
+    if steps != 12:
+        rates = {lr for name, lr, _, made in trained if made == steps}
+        assert {*OPTIMIZERS["adamw"].lrs} <= rates
+    assert {made for name, _, _, made in trained} == {12, steps}
+    lines = capsys.readouterr().out.splitlines()
+    (adamw,) = (line.split() for line in lines if line.startswith("adamw"))
+    assert adamw[-1] == str(steps)
+    (ours,) = (line.split() for line in lines if line.startswith("ngopt"))
+    assert ours[-2:] == [ours[3], "12"]
+    report = json.loads((tmp_path / "race" / "race.json").read_text())
+    same = report["results"][0]["in_same_seconds"]
+    assert adamw[-2].strip("*") == f"{same['runs'][0]['validation']:.4g}"
+    assert len(same["runs"][0]["losses"]) == steps
+
+
+def test_without_ngopt_there_is_no_loss_in_its_seconds(tmp_path, capsys):
+    assert race(tmp_path, "--optimizers", "sgd") == 0
+    (sgd,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("sgd"))
+    assert sgd.split()[-2:] == ["-", "-"]
 
 
 def test_json_is_one_line_of_losses(tmp_path, capsys):
-    assert race(tmp_path, "--optimizers", "sgd", "--json") == 0
-    assert 0 < json.loads(capsys.readouterr().out)["sgd"] < 2
+    assert race(tmp_path, "--optimizers", "sgd", "ngopt", "--json") == 0
+    losses = json.loads(capsys.readouterr().out)
+    assert 0 < losses["sgd"]["loss"] < 2
+    assert losses["ngopt"]["loss"] == losses["ngopt"]["in the same seconds"]
 
 
 @pytest.mark.parametrize(
