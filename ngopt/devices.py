@@ -102,6 +102,17 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
     return torch.bmm(x.float(), y.float())
 
 
+def row_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Inner products of the rows of two tensors (rows, lanes), (pairs, rows)."""
+    if pairs[0][0].is_cpu:  # without copies
+        return torch.stack([torch.linalg.vecdot(x, y) for x, y in pairs])
+    x = torch.cat([x for x, _ in pairs]).unsqueeze(1)
+    y = x
+    if any(x is not y for x, y in pairs):
+        y = torch.cat([y for _, y in pairs]).unsqueeze(1)
+    return torch.bmm(x, y.mT).view(len(pairs), -1)
+
+
 def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None:
     """total <- total + alpha X X^T, without autograd, accumulated in at least float32.
 

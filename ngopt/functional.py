@@ -5,7 +5,14 @@ the same rule with autograd.
 """
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -115,9 +122,9 @@ class BoundRule(Protocol):
         """Whether `torch.compile` can trace this update in place."""
         return False
 
-    def renewal_interval(self, device: torch.device) -> int | None:
-        """Steps between renewals of a preconditioner; None if there is none."""
-        return None
+    def choices(self, device: torch.device) -> Mapping[str, int]:
+        """Settings of parameter groups that the rule chose for a device."""
+        return {}
 
     def shared_state(self, params: Sequence[Tensor]) -> SharedState:
         """Of a rule that is bound to several processes, which share its state.

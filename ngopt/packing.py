@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from itertools import groupby
+from itertools import chain, groupby
 from math import prod
 from operator import is_
 from typing import Any, NamedTuple
@@ -116,6 +116,8 @@ class PackedState:
         self._places = sorted({place for x in packings for place in x.places})
         self._tensors: list[Tensor] = []
         self._views: list[Tensor] = []  # at these places
+        self._stored: list[Tensor] = []  # all values of the records with these views
+        self.made: Any = None  # of the tensors in place, by users; dropped with them
 
     def open(self, records: Sequence[Record], in_place: bool) -> list[Tensor]:
         """The tensors: copies or, in place, tensors of which records store views.
@@ -128,12 +130,17 @@ class PackedState:
             for packing in self.packings:
                 copies.append(self._joined(packing, records).clone())
             return copies
+        stored = list(chain.from_iterable(map(dict.values, records)))
+        known = self._stored  # compared first, as finding keys takes longer
+        if len(stored) == len(known) and all(map(is_, stored, known)):
+            return self._tensors
         values = [records[i][key] for i, key in self._places]
         if len(values) == len(self._views) and all(map(is_, values, self._views)):
+            self._stored = stored
             return self._tensors
         self._check_shapes(values)
-        del values  # which would keep tensors that views replace
-        self._tensors, self._views = [], []
+        del values, stored, known  # which would keep tensors that views replace
+        self._tensors, self._views, self._stored, self.made = [], [], [], None
         for packing in self.packings:
             tensor = self._joined(packing, records)
             packing.put(records, tensor)
@@ -145,6 +152,7 @@ class PackedState:
         for i, key in self._places:
             records[i][key] = records[i][key].as_subclass(self._view_type)
         self._views = [records[i][key] for i, key in self._places]
+        self._stored = []
 
     def _check_shapes(self, values: Sequence[Tensor]) -> None:
         """Raises ValueError if a program has changed the shape of a value."""
@@ -170,7 +178,7 @@ class PackedState:
     def replace(self, records: Sequence[Record], number: int, tensor: Tensor) -> None:
         """Replaces the tensor of one packing, opened in place."""
         self.packings[number].put(records, tensor)
-        self._tensors[number] = tensor
+        self._tensors[number], self.made = tensor, None
         self._keep_views(records)
 
 

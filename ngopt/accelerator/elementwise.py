@@ -1,4 +1,4 @@
-"""The functions of `ngopt.soap.elementwise` with `out=`: fewer passes over memory.
+"""The functions of `ngopt.soap.elementwise` with fewer launches and passes over memory.
 
 For accelerators without Triton kernels. Neither autograd nor vmap has `out=`, and in
 the caches of a CPU it saves nothing.
@@ -26,13 +26,24 @@ def accumulate(
 
 
 def precondition(
-    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars
-) -> Tensor:
+    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars, first: int
+) -> tuple[Tensor, Tensor]:
     torch.addcmul(grad.square(), second, scalars.second_moment_decay, out=second)
     correction = scalars.second_moment_correction
-    root = torch.empty_like(momentum)
-    torch.addcmul(scalars.damping, second, correction, out=root)
-    return momentum.mul_(root.rsqrt_())
+    squares = torch.empty_like(momentum)
+    torch.addcmul(scalars.damping, second, correction, out=squares)
+    inverse_root = squares.rsqrt_()
+    measured = grad[first:]
+    if len(measured):
+        measured = measured * inverse_root[first:]
+    return momentum.mul_(inverse_root), measured
 
 
-ELEMENTWISE = Elementwise(accumulate, precondition)
+def change(
+    u: Tensor, momentum: Tensor, weights: Tensor, scalars: StepScalars
+) -> Tensor:
+    u = u.masked_fill_(momentum == 0, 0.0)
+    return torch.addcmul(weights * scalars.weight_decay, u, scalars.step_size)
+
+
+ELEMENTWISE = Elementwise(accumulate, precondition, change)

@@ -29,9 +29,8 @@ from ngopt.soap.update import SoapUpdate, Step
 def use_fast_functions(step: Step) -> None:
     """Chooses the elementwise functions of a step on an accelerator."""
     scalars = step.state.scalars
-    if step.in_place:  # autograd and vmap have neither kernels nor `out=`
+    if step.in_place:  # autograd and vmap have no kernels
         step.elementwise = _elementwise(scalars.device, scalars.dtype)
-        step.write_out = True
 
 
 @cache

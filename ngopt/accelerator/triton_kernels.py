@@ -52,7 +52,7 @@ def _accumulate(
 
 @triton.jit
 def _precondition(
-    grad, momentum, second, decay, correction, damping, rows,
+    grad, momentum, second, decay, correction, damping, measured, rows, first,
     LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row, i, mask = _places(rows, LANES, ROWS)
@@ -60,8 +60,10 @@ def _precondition(
     v = _value(second, i, mask) * _value(decay, row, mask) + g * g
     tl.store(second + i, v, mask)
     v = _value(damping, row, mask) + v * _value(correction, row, mask)
-    u = _value(momentum, i, mask) * tl.rsqrt(tl.where(mask, v, 1.0))
+    inverse_root = tl.rsqrt(tl.where(mask, v, 1.0))
+    u = _value(momentum, i, mask) * inverse_root
     tl.store(momentum + i, u.to(momentum.dtype.element_ty), mask)
+    tl.store(measured + i - first * LANES, g * inverse_root, mask & (row >= first))
 
 
 @triton.jit
@@ -118,8 +120,9 @@ def accumulate(
 
 
 def precondition(
-    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars
-) -> Tensor:
+    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars, first: int
+) -> tuple[Tensor, Tensor]:
+    measured = torch.empty_like(second[first:])
     _launch(
         _precondition,
         second.shape,
@@ -129,8 +132,10 @@ def precondition(
         decay=scalars.second_moment_decay,
         correction=scalars.second_moment_correction,
         damping=scalars.damping,
+        measured=measured,
+        first=first,
     )
-    return momentum
+    return momentum, measured
 
 
 def change(

@@ -100,7 +100,7 @@ class ShardedSoapRule(SoapRule):
             "weight_decay": _runs(names, decays),
             "numbers of steps": sorted(ages),
             "total_steps": self.total_steps,
-            "precondition_frequency": self.renewal_interval(self.shards.device),
+            **self.choices(self.shards.device),
             "compute_dtype": self.compute_dtype,
         }
         self.shards.check_equal(values)

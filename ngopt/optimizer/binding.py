@@ -20,7 +20,7 @@ from ngopt.functional import BoundRule, Gradients, Hyper, Record, SharedState, S
 from ngopt.graph.transforms import reordered
 from ngopt.optimizer import param_groups, state_dicts
 from ngopt.optimizer.averages import start_or_drop_averages
-from ngopt.optimizer.execution import bound_rule
+from ngopt.optimizer.execution import Settings, bound_rule
 from ngopt.optimizer.graph_source import GraphSource, OrderedGraph
 from ngopt.optimizer.learning_rates import BY_LR_AFTER_WARM_UP, ratio
 from ngopt.optimizer.log_messages import Messages, log_unconnected, warn_if_partial
@@ -53,13 +53,13 @@ class BoundParameters:
         self._plain_values: list[Tensor] | None = None
         self.shards: Shards | None = None
         self.rule: BoundRule | None = None
-        self.settings: tuple[Any, ...] | None = None
+        self.settings: Settings | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the rule and without process groups, which cannot be copied."""
         return {**self.__dict__, "shards": None, "rule": None, "settings": None}
 
-    def set_rule(self, rule: BoundRule, settings: tuple[Any, ...]) -> None:
+    def set_rule(self, rule: BoundRule, settings: Settings) -> None:
         self.rule, self.settings = rule, settings
         self._plain_values = self._values() if self._is_plain else None
 
@@ -255,12 +255,8 @@ class Binding:
             self.source.stop_recording()
         return bound
 
-    def _settings(self, params: Sequence[Tensor], group: Group) -> tuple[Any, ...]:
-        """What a rule is bound with: total_steps, renewal interval, device and dtype.
-
-        group: any; the settings that are read are equal in all groups. dtype: None is
-        the rule's own choice.
-        """
+    def _settings(self, params: Sequence[Tensor], group: Group) -> Settings:
+        """group: any; the settings that are read are equal in all groups."""
         dtype = self._compute_dtype
         if self._follows_state:
             widest = functional.state_dtype(params[0])
@@ -268,9 +264,10 @@ class Binding:
                 if functional.state_dtype(p).itemsize > widest.itemsize:
                     widest = functional.state_dtype(p)
             dtype = product_dtype(params[0].device, widest)
-        return (
+        return Settings(
             group["total_steps"],
             group["precondition_frequency"],
+            group["factor_rows"],
             params[0].device,
             dtype,
         )
@@ -323,13 +320,12 @@ class Binding:
     def _set_rule(self, bound: BoundParameters, optimizer: Optimizer) -> BoundRule:
         """Binds a new rule, and adapts groups and state to it.
 
-        Stores the renewal interval in the groups; starts or drops averages.
+        Stores what the rule has chosen in the groups; starts or drops averages.
         """
         groups = optimizer.param_groups
         rule = self._new_rule(bound, groups[0])
-        interval = rule.renewal_interval(bound.params[0].device)
         for group in groups:
-            group["precondition_frequency"] = interval
+            group.update(rule.choices(bound.params[0].device))
         total_steps = groups[0]["total_steps"]
         if total_steps is not None and groups[0]["lr_schedule"] == BUILT_IN:
             records = bound.records(optimizer.state)
@@ -342,19 +338,11 @@ class Binding:
     def _new_rule(self, bound: BoundParameters, group: Group) -> BoundRule:
         """The learned optimizer as a rule on the graph; collective for several
         processes."""
-        total_steps, frequency, _, dtype = self._settings(bound.params, group)
         if bound.shards is None and self.is_shared(bound.params):
             named = list(zip(bound.names(), bound.params, strict=True))
             bound.shards = Shards(named, self._process_group, self._owners)
-        rule = bound_rule(
-            self._rule,
-            bound.graph,
-            bound.params,
-            total_steps,
-            frequency,
-            dtype,
-            bound.shards,
-        )
+        settings = self._settings(bound.params, group)
+        rule = bound_rule(self._rule, bound.graph, bound.params, settings, bound.shards)
         if bound.shards is not None:
             self._owners = dict(zip(bound.params, bound.shards.ownerships, strict=True))
         return rule
@@ -384,8 +372,9 @@ class Binding:
         """Raises ValueError if state that is about to be loaded does not fit."""
         records = state_dicts.records_in_order(state_dict)
         if any(records):
-            total_steps = state_dict["param_groups"][0]["total_steps"]
-            group = {**optimizer.param_groups[0], "total_steps": total_steps}
+            group = dict(optimizer.param_groups[0])
+            for key in ("total_steps", "factor_rows"):  # decide about the state
+                group[key] = state_dict["param_groups"][0][key]
             self._check_records(self.parameters(optimizer), records, group)
 
     def is_shared(self, params: Sequence[Tensor]) -> bool:

@@ -21,8 +21,8 @@ from ngopt.functional import AVERAGE, State, uncompiled
 from ngopt.optimizer.log_messages import Messages
 from ngopt.optimizer.param_groups import (
     BUILT_IN,
+    COUNTS,
     PER_GROUP,
-    STEP_COUNTS,
     Group,
     check_groups,
     readable,
@@ -116,7 +116,7 @@ class LearningRates:
                 self._check_constant(groups[0], state)
         settings: list[Any] = []
         for group in groups:
-            settings += [group[key] for key in (*PER_GROUP, *STEP_COUNTS)]
+            settings += [group[key] for key in (*PER_GROUP, *COUNTS)]
             settings.append("initial_lr" in group)
         has_tensors = any(isinstance(value, Tensor) for value in settings)
         if not has_tensors and settings == self._checked:

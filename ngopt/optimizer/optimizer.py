@@ -147,6 +147,7 @@ class NGOptimizer(Optimizer):
             "precondition_frequency": param_groups.as_python_int(
                 precondition_frequency
             ),
+            "factor_rows": None,
             "reference_lr": None,
             "lr_schedule": param_groups.BUILT_IN,
             averages.TRAIN_MODE: True,

@@ -23,8 +23,8 @@ Group = dict[str, Any]
 
 # Settings of groups: those that may differ, and those that all groups share.
 PER_GROUP = ("lr", "scale", "weight_decay", "maximize")
-STEP_COUNTS = ("total_steps", "precondition_frequency")
-SHARED = (*STEP_COUNTS, "reference_lr", "lr_schedule")
+COUNTS = ("total_steps", "precondition_frequency", "factor_rows")
+SHARED = (*COUNTS, "reference_lr", "lr_schedule")
 BUILT_IN = "built-in"  # `lr_schedule`: see `learning_rates`
 
 
@@ -100,10 +100,10 @@ def complete_new_group(
         value = group.get(key, defaults[key])
         if isinstance(value, np.number):  # not loaded with weights_only=True
             group[key] = value.item()
-    for key in STEP_COUNTS:
+    for key in COUNTS:
         if key in group:
             group[key] = as_python_int(group[key])
-        may_be_set = not groups or key == "precondition_frequency"
+        may_be_set = not groups or key != "total_steps"
         if shared[key] is None and may_be_set:
             shared[key] = group.get(key)
         if key in group and group[key] != shared[key]:
@@ -139,11 +139,11 @@ def complete_new_group(
 
 
 def check_groups(groups: Sequence[Group]) -> None:
-    """Checks the values of all groups, and that step counts are equal in all."""
+    """Checks the values of all groups, and that counts are equal in all."""
     first = groups[0]
     for group in groups:
         check_settings(group, is_new=False)
-        for key in STEP_COUNTS:
+        for key in COUNTS:
             if group[key] != first[key]:
                 raise _not_shared(key, group[key], first[key])
 
@@ -183,7 +183,7 @@ def check_settings(group: Group, is_new: bool = True) -> None:
         raise ValueError(
             f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
         )
-    for key in STEP_COUNTS:
+    for key in COUNTS:
         steps = group[key]
         is_int = isinstance(steps, int) and not isinstance(steps, bool)
         if steps is not None and not (is_int and steps >= 1):

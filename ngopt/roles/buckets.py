@@ -25,9 +25,9 @@ from ngopt.graph.groups_and_blocks import View
 from ngopt.packing import PaddedRows, Values
 
 # Elements of a bucket, unless one entry has more; on CPUs what fits into caches.
-BUCKET_ELEMENTS = {"cpu": 1 << 20, "accelerator": 1 << 25}
+BUCKET_ELEMENTS = {"cpu": 1 << 17, "accelerator": 1 << 25}
 LANES = 128
-FEW_LANES, FEW_ELEMENTS = 16, 1 << 18  # of a bucket with few elements
+FEW_LANES, FEW_ELEMENTS = 16, 1 << 16  # of a bucket with few elements
 # Parameters with at most so many elements are measured: see `is_measured`.
 MEASURED_ELEMENTS = 1 << 16
 
@@ -58,20 +58,27 @@ class Axis:
     ) -> Tensor:
         """Q^T times the axis or, on the way back, Q times it.
 
-        out: where to write it, for values without kernel and parts.
+        out: where to write it, contiguous, in the shape of x.
         """
-        y = x if x.dim() == 3 else self._split(x)
+        is_split = x.dim() == 4
+        is_moved = is_split and self.name == "channels"
+        y, place = x, out
+        if is_split:
+            y = self._split(x)
+            place = None if out is None or is_moved else out.view(y.shape)
         if self.name == "rows":
-            y = torch.bmm(basis if back else basis.mT, y, out=out)
+            y = torch.bmm(basis if back else basis.mT, y, out=place)
         else:
-            y = torch.bmm(y, basis.mT if back else basis, out=out)
-        if x.dim() == 3:
-            return y
-        if self.name != "channels":
-            return y.view(x.shape)
+            y = torch.bmm(y, basis.mT if back else basis, out=place)
+        if not is_moved:
+            return y.view(x.shape) if is_split else y
         groups, rows, channels, kernel = x.shape
-        y = y.unflatten(0, (groups, self.parts)).transpose(1, 2)
-        return y.reshape(groups, rows, kernel, channels).transpose(2, 3)
+        y = y.view(groups, self.parts, rows, kernel, self.size).movedim(1, 3)
+        if out is None:
+            return y.reshape(groups, rows, kernel, channels).transpose(2, 3)
+        place = out.view(groups, rows, self.parts, self.size, kernel)
+        place.copy_(y.movedim(2, 4))
+        return out
 
     def _split(self, x: Tensor) -> Tensor:
         """Rows: (groups * parts, size, rest); others: (groups * parts, rest, size)."""
@@ -202,22 +209,24 @@ class Bucket:
     def gather(self, values: Values) -> Tensor:
         """Values of parameters -> (rows, lanes) of the entries; may be a view."""
         matrices = []
-        for entry in self.entries:
-            matrices.append(entry.layout.select(values[entry.parameter]))
+        for parameter, _, layout, _ in self.entries:
+            x = values[parameter]
+            matrices.append(x if layout.view is None else layout.select(x))
         return self.pieces.join(matrices)
 
     def rotate(
-        self, stacks: list[Tensor], bases: Sequence[Tensor], back: bool, write_out: bool
+        self, stacks: list[Tensor], bases: Sequence[Tensor], back: bool, in_place: bool
     ) -> Tensor:
         """Stacks -> (rows, lanes) in their eigenbases, or back.
 
         Args:
             stacks: views of `stacked`; they are replaced.
             bases: of `factors`.
-            write_out: whether products are written to their places by `out=`.
+            in_place: whether `out=` can write products to their places: neither
+                autograd nor vmap is used.
         """
         result, places = None, []
-        if write_out and len(stacks) > 1 and not self.stacked.has_gaps:
+        if in_place and len(stacks) > 1 and not self.stacked.has_gaps:
             result = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
             places = self.stacked.split(result)
         last = {factors.stack: k for k, factors in enumerate(self.factors)}
@@ -225,8 +234,7 @@ class Bucket:
             zip(self.factors, bases, strict=True)
         ):
             # the last product of a stack need not be copied
-            has_place = places and k == last[i] and stacks[i].dim() == 3
-            out = places[i] if has_place else None
+            out = places[i] if places and k == last[i] else None
             stacks[i] = axis.rotate(stacks[i], basis, back, out)
         if result is None:
             return self.stacked.join(stacks)

@@ -1,12 +1,14 @@
 """Which axes of a parameter's matrices have Kronecker factors.
 
 Kronecker factors belong to neurons, so that permuting neurons permutes the updates in
-the same way. Two exceptions: the network's own inputs, which are not exchangeable, and
-rows of matrices whose axes are all too long.
+the same way. Exceptions: the network's own inputs, which are not exchangeable, rows of
+matrices whose axes are all too long, and axes that are divided to make steps cheap.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
+from operator import attrgetter
 from typing import NamedTuple
 
 from ngopt.graph.groups_and_blocks import ParameterSpec
@@ -16,20 +18,38 @@ from ngopt.roles.matrices import MatrixBlock
 
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 FREE_ROWS = 300
-MIN_ROWS = 24  # rows of the factors of consecutive inputs
+MIN_ROWS = 24  # rows of the factors of a piece of an axis
+# On CPUs: `FactorLimits.rows`, where products cost about as much as the elementwise
+# part of a step; and multiplications of a step of a network, some 2 ms, up to which
+# axes are not divided.
+CPU_ROWS, CPU_PRODUCTS = 256, 1e8
+
+
+class FactorLimits(NamedTuple):
+    """Limits of the Kronecker factors of a matrix.
+
+    longest: largest size of a factor. memory: largest number of elements of the factors
+    and bases of one axis, divided by the elements of the matrices. rows: largest sum of
+    the sizes of factors, to which the multiplications of a step are proportional:
+    longer axes are divided.
+    """
+
+    longest: int
+    memory: float
+    rows: float = inf
+
+    def allow(self, size: int, factors: int, numel: int) -> bool:
+        """Whether factors of a size are within the limits; numel: of the matrices."""
+        is_small = size <= FREE_ROWS or 2 * factors * size**2 <= self.memory * numel
+        return 1 < size <= self.longest and is_small
 
 
 def layouts_of(
-    role: ParameterRole, spec: ParameterSpec, longest: int, budget: float
+    role: ParameterRole, spec: ParameterSpec, limits: FactorLimits
 ) -> tuple[MatrixLayout, ...]:
-    """The layouts of a parameter; of a vector, one row without factors.
-
-    longest: largest size of a factor. budget: largest number of elements of the factors
-    and bases of one axis, divided by the elements of the matrices.
-    """
+    """The layouts of a parameter; of a vector, one row without factors."""
     if not role.blocks or spec.numel == 0:
         return (MatrixLayout((1, 1, spec.numel, 1), part=spec.shape),)
-    limits = _Limits(longest, budget)
     layouts = []
     for block in role.blocks:
         if role.role == "embedding":
@@ -46,25 +66,18 @@ def layouts_of(
     return tuple(layouts)
 
 
-class _Limits(NamedTuple):
-    longest: int
-    budget: float
-
-    def allow(self, size: int, factors: int, numel: int) -> bool:
-        """Whether factors of a size are within the limits; numel: of the matrices."""
-        is_small = size <= FREE_ROWS or 2 * factors * size**2 <= self.budget * numel
-        return 1 < size <= self.longest and is_small
-
-
-def _table(block: MatrixBlock, limits: _Limits) -> MatrixLayout:
+def _table(block: MatrixBlock, limits: FactorLimits) -> MatrixLayout:
     """A table, (1, dimension, tokens, 1), with one factor."""
     _, dimension, *tokens = block.view.shape
     has_factor = 1 < dimension <= limits.longest
-    axes = (Axis("rows", 1, dimension, prod(tokens)),) if has_factor else ()
-    return MatrixLayout((1, dimension, prod(tokens), 1), axes, block.view)
+    axes = [Axis("rows", 1, dimension, prod(tokens))] * has_factor
+    axes = _divided(axes, 1, block.view.numel, limits)
+    return MatrixLayout((1, dimension, prod(tokens), 1), tuple(axes), block.view)
 
 
-def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> MatrixLayout:
+def _matrices(
+    block: MatrixBlock, limits: FactorLimits, role: ParameterRole
+) -> MatrixLayout:
     k, rows, *columns = block.view.shape
     share_inputs = k > 1 and len(set(block.columns)) == 1
     groups, parts = (1, k) if share_inputs else (k, 1)
@@ -82,7 +95,7 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
     cuts = 1
     if role.reads_input and not limits.allow(channels, groups, numel):
         # half the budget, so that momentum and second moments fit in the other half
-        longest = int(limits.budget * numel / (4 * groups * channels))
+        longest = int(limits.memory * numel / (4 * groups * channels))
         longest = max(min(longest, FREE_ROWS), 1)
         cuts = _divisor(channels, -(-channels // longest))
     size = channels // cuts
@@ -93,15 +106,47 @@ def _matrices(block: MatrixBlock, limits: _Limits, role: ParameterRole) -> Matri
         pieces = _divisor(rows, -(-rows // limits.longest))
         piece_rows = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
         axes = [piece_rows] * (rows > pieces)
+    if sum(axis.size for axis in axes) > limits.rows:
+        channels, kernel = channels * kernel, 1
+        axes = [Axis("rows", parts, rows, channels)] * (rows > 1)
+        axes += [Axis("channels", 1, channels, parts * rows)] * (channels > 1)
+        axes = _divided(axes, groups, numel, limits)
     shape = (groups, parts * rows, channels, kernel)
     return MatrixLayout(shape, tuple(axes), block.view)
+
+
+def _divided(
+    axes: Sequence[Axis], groups: int, numel: int, limits: FactorLimits
+) -> list[Axis]:
+    """Axes in equal pieces, whose sizes add up to at most `limits.rows`.
+
+    The longest axis is divided first, and further if its factors need too much memory.
+    One with pieces of less than MIN_ROWS rows has no factors, unless it is the last.
+    """
+    most_memory = max(limits.memory * numel, 2 * FREE_ROWS**2)
+    result = list(axes)
+    while result:
+        longest = max(result, key=attrgetter("size"))
+        memory = 2 * groups * longest.parts * longest.size**2
+        is_whole = longest in axes
+        is_affordable = is_whole or memory <= most_memory
+        if is_affordable and sum(axis.size for axis in result) <= limits.rows:
+            break
+        pieces = _divisor(longest.size, 2)
+        size, place = longest.size // pieces, result.index(longest)
+        if size >= MIN_ROWS:
+            result[place] = replace(longest, parts=longest.parts * pieces, size=size)
+        elif len(result) > 1 or not limits.allow(longest.size, groups, numel):
+            result.pop(place)
+        else:
+            break
+    return result
 
 
 def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
     """Transposes matrices whose inputs come first in memory, to avoid copies."""
     view, (groups, rows, channels, kernel) = layout.view, layout.shape
-    is_split = kernel > 1 or layout.has_parts
-    if view is None or is_split or view.shape[:2] != (groups, rows):
+    if view is None or kernel > 1 or view.shape[:2] != (groups, rows):
         return layout
     first, down, *across = view.strides
     if not 1 == down < min(filter(None, across), default=0):
@@ -111,6 +156,15 @@ def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
     shape = (groups, *view.shape[2:], rows)
     view = replace(view, shape=shape, strides=(first, *across, 1))
     return MatrixLayout((groups, channels, rows, 1), axes, view)
+
+
+def products(layouts: Iterable[MatrixLayout]) -> int:
+    """Multiplications of a step, without those of renewals."""
+    count = 0
+    for layout in layouts:
+        for axis in layout.axes:
+            count += 4 * prod(layout.shape) * axis.size  # 3 rotations, X X^T
+    return count
 
 
 def _divisor(n: int, least: int) -> int:

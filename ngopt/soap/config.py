@@ -109,8 +109,8 @@ class Measured(NamedTuple):
     # share of nonzero elements in the gradient, 1 where it is not measured: of tables
     # in the first steps and, for a multiplier, of all matrices in the first; else None
     density: Array | None = None
-    # `spectral_excess` of matrices, 0 of vectors; a tensor; None unless `is_first`
-    excess: Tensor | None = None
+    # `spectral_excess` of matrices, 0 of vectors; None unless `is_first`
+    excess: Array | None = None
     # |<gradient, weights>| / (their norms), 1 of vectors; None after the first steps
     radial: Array | None = None
     # sums of squares of the momentum before this step; None unless gradients' agreement

@@ -12,13 +12,13 @@ columns of P are zero, Q does not change.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ngopt.roles.buckets import MatrixLayout
+from ngopt.roles.kronecker_factors import products
 
 LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
 MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
@@ -28,7 +28,7 @@ MIN_ROWS = 80
 INTERVALS = 2, 5, 10  # choices of steps between two renewals of a basis
 # CPUs: largest ratio of multiplications of renewals to those of all other products, of
 # which no more than MAX_PRODUCTS count.
-MAX_RATIO, MAX_PRODUCTS = 1.5, 2e9
+MAX_RATIO, MAX_PRODUCTS = 1.5, 2e8
 MAX_SIZES = 3  # accelerators: sizes of bases that are renewed in one step
 ROUNDS = 8  # steps after which rounds of renewals become one step longer, at first
 
@@ -59,15 +59,15 @@ def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> i
 
     CPUs are bound by FLOPs (`MAX_RATIO`), accelerators by launches (`MAX_SIZES`).
     """
-    renewal = others = 0
-    sizes = set()
+    layouts = list(layouts)
+    renewal, sizes = 0, set()
     for layout in layouts:
         for axis in layout.axes:
             renewal += 6 * layout.shape[0] * axis.parts * axis.size**3
-            others += 4 * prod(layout.shape) * axis.size  # 3 rotations, X X^T
             sizes.add(axis.size)
     if device.type == "cpu":
-        cost = renewal / MAX_RATIO / min(max(others, 1), MAX_PRODUCTS)
+        others = max(products(layouts), 1)
+        cost = renewal / MAX_RATIO / min(others, MAX_PRODUCTS)
     else:
         cost = len(sizes) / MAX_SIZES
     for every in INTERVALS:

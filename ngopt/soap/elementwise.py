@@ -44,15 +44,20 @@ def accumulate(
 
 
 def precondition(
-    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars
-) -> Tensor:
-    """Nesterov's momentum divided by the root of second moments, in the eigenbasis.
+    grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars, first: int
+) -> tuple[Tensor, Tensor]:
+    """Nesterov's momentum, and rows of the gradient from `first` on, divided by the
+    root of second moments, in the eigenbasis.
 
     Updates `momentum` and the second moments `second` in place.
     """
     second.mul_(scalars.second_moment_decay).add_(grad.square())
     squares = torch.addcmul(scalars.damping, second, scalars.second_moment_correction)
-    return momentum.mul_(squares.rsqrt_())
+    inverse_root = squares.rsqrt_()
+    measured = grad[first:]
+    if len(measured):
+        measured = measured * inverse_root[first:]
+    return momentum.mul_(inverse_root), measured
 
 
 def change(
@@ -62,15 +67,15 @@ def change(
 
     Weights whose gradient was always zero have momentum 0: they only decay.
     """
-    u = u.masked_fill_(momentum == 0, 0.0)
-    return torch.addcmul(weights * scalars.weight_decay, u, scalars.step_size)
+    u = u.to(weights.dtype).mul_(momentum.sgn().square())  # faster than a mask
+    return u.mul_(scalars.step_size).add_(weights * scalars.weight_decay)
 
 
 class Elementwise(NamedTuple):
     """Implementations of these functions, and one that accelerators may add."""
 
     accumulate: Callable[..., tuple[Tensor, Tensor]] = accumulate
-    precondition: Callable[..., Tensor] = precondition
+    precondition: Callable[..., tuple[Tensor, Tensor]] = precondition
     change: Callable[..., Tensor] = change
     # adds the change to the weights where they are: (u, momentum, places of weights,
     # scalars, first measured row) -> changes of measured rows

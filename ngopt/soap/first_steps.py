@@ -120,9 +120,9 @@ class FirstSteps:
         rms = measured.weight_rms
         xp = array_module(rms)
         assert measured.excess is not None
-        shares, untrained = trained(
-            measured.excess.to(self.numels), self.matrices, self._numels, self.config
-        )
+        like = self.numels
+        excess = torch.as_tensor(measured.excess, dtype=like.dtype, device=like.device)
+        shares, untrained = trained(excess, self.matrices, self._numels, self.config)
         share = xp.asarray(shares)
         offset, slope = initial_size(rms, scheduled.inverse_init_rms)
         square = share**2  # step sizes go with the root

@@ -4,6 +4,7 @@ On a CPU the arrays are NumPy's, as calls of NumPy have less overhead on few num
 Elsewhere they are tensors on the device.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from ngopt.soap.config import Measured, Network, SoapConfig
 from ngopt.soap.elementwise import StepScalars
 from ngopt.soap.first_steps import OBSERVED_STEPS, FirstSteps
 from ngopt.soap.schedule import DECAY, ScheduledValues, short_run_multiplier
-from ngopt.soap.state import ScalarState
+from ngopt.soap.state import PRODUCTS, ScalarState
 
 WEIGHT_SCALES = 0.0625, 10.0  # range of offset + slope * RMS(weights), see `of_step`
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
@@ -55,7 +56,6 @@ class ScalarEquations:
         self._config = config
         self.first_steps = FirstSteps(network, config)
         self.bias_matrices = torch.tensor(network.bias_matrices, device=network.device)
-        self._zeros = self.first_steps.numels * 0
         # of matrices, and of biases by their matrix: whether entries are measured
         matrices = [network.layouts[i] for i in network.bias_matrices]
         is_restrained = torch.tensor(
@@ -64,7 +64,11 @@ class ScalarEquations:
         numels = self.first_steps.numels
         of_layers = torch.zeros_like(numels).index_add(0, self.bias_matrices, numels)
         undone = config.undone + COSINE_NOISE * of_layers[self.bias_matrices] ** -0.5
-        self._undone = torch.where(is_restrained, undone, torch.inf)
+        undone = torch.where(is_restrained, undone, torch.inf)
+        constants = self.bias_matrices, undone, numels * 0
+        self._constants: dict[Any, Sequence[Array]] = {torch: constants}
+        if network.like.is_cpu:
+            self._constants[np] = [x.numpy() for x in constants]
         self._short = short_run_multiplier(config, network.total_steps)
         # largest squared distance in that of a random walk that has an effect
         self._max_ratio = config.path_ratio_limit ** (2 / config.path_ratio_exponent)
@@ -74,24 +78,26 @@ class ScalarEquations:
         self,
         measured: Measured,
         scheduled: ScheduledValues,
-        state: ScalarState,
+        rows: Array,
         multiplier: Array | None,
         youngest: float,
     ) -> NewScalars:
         """The step size is a scheduled value times factors, most of which are 1.
 
         Args:
-            measured, scheduled, state: arrays or tensors (n,).
+            measured, scheduled: arrays or tensors (n,).
+            rows: `ScalarState`, (fields, n).
             multiplier: of step sizes and weight decays, (n,); None: 1.
             youngest: the least number of previous gradients of a parameter.
         """
         c = self._config
         xp: Any = np if isinstance(measured.grad_rms, np.ndarray) else torch
+        bias_matrices, undone, zeros = self._constants[xp]
+        state = ScalarState(*rows)
         is_early = None
         if youngest <= COMPARED_STEPS:
             count = scheduled.count
             is_early = (count > 1) & (count <= COMPARED_STEPS + 1)
-        bias_matrices = xp.asarray(self.bias_matrices)
         g = gradient_scale(
             measured.grad_rms,
             state.scale,
@@ -103,13 +109,12 @@ class ScalarEquations:
         )
         if youngest < OBSERVED_STEPS:
             state = self.first_steps.update(measured, scheduled, state)
-        undone = xp.asarray(self._undone)
-        state = restrained(state, g.corrected, bias_matrices, undone, c)
+        state = restrained(state, rows[PRODUCTS], g.corrected, bias_matrices, undone, c)
         new_state = state._replace(
             scale=g.scale,
             rms=g.rms,
             skipped=state.skipped + ~g.active,
-            distance=xp.asarray(self._zeros),  # this step adds to it
+            distance=zeros,  # this step adds to it
         )
 
         rms = measured.weight_rms
@@ -151,6 +156,7 @@ class ScalarEquations:
 
 def restrained(
     state: ScalarState,
+    products: Array,
     rms: Array,
     bias_matrices: Array,
     undone: Array,
@@ -169,13 +175,13 @@ def restrained(
     those of a matrix contain its bias.
 
     Args:
+        products: rows `PRODUCTS` of the state, (3, n).
         rms: running, of gradients, bias-corrected, (n,).
         bias_matrices: index of the matrix of each bias; of other parameters their own.
         undone: -c up to which steps keep their length, (n,).
     """
     xp: Any = np if isinstance(undone, np.ndarray) else torch
-    sums = xp.stack((state.gradient_square, state.product, state.direction_square))
-    gg, gu, uu = sums[:, bias_matrices]
+    gg, gu, uu = products[:, bias_matrices]
     s = 1 - config.beta1
     share = s + (s - s * s) * config.nesterov
     gm = gu - share * gg
@@ -186,7 +192,7 @@ def restrained(
     largest = xp.maximum(state.largest, rms)
     least = rms / xp.where(largest > 0, largest, 1.0)
     shorter = state.restraint * xp.exp(-rate * excess)
-    gradient_square, product, direction_square = sums * REMEMBERED
+    gradient_square, product, direction_square = products * REMEMBERED
     return state._replace(
         largest=largest,
         restraint=xp.maximum(shorter, least[bias_matrices]),

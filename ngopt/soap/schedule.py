@@ -5,7 +5,7 @@ while a user captures a CUDA graph, tensors on the device.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,9 +61,12 @@ class StepSchedule:
         self._gains = np.array([role_gain(role, config) for role in roles])
         # PyTorch's initial weights are uniform in +-fan ** -.5: RMS (3 fan) ** -.5
         squares = np.array([3 * (role.fan_in or 0) for role in roles])
-        self._inverse_init_rms = squares**0.5
         beta2 = [config.beta2, config.beta2_table]
-        self._beta2 = np.array([beta2[role.role == "embedding"] for role in roles])
+        self._settings: tuple[Any, ...] | None = None  # of the last step
+        self._constants = {
+            "inverse_init_rms": squares**0.5,
+            "beta2": np.array([beta2[role.role == "embedding"] for role in roles]),
+        }
 
     def of_step(
         self,
@@ -83,24 +86,23 @@ class StepSchedule:
             in_place: whether the copy is into the tensor of the previous step.
         """
         c = self.config
-        oldest = max(ages)
-        is_open = self.total_steps is None and not hyper.scheduled
-        unit = NOMINAL_STEP / (c.anytime_step_size if is_open else c.step_size)
-        decays = []
-        for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
-            decays.append(default if decay is None else unit * decay)
         lr = {x: 1.0 if must_stay_tensor(x) else float(x) for x in set(hyper.lr)}
-        rates = -np.array([lr[x] for x in hyper.lr], dtype=np.float64)
+        rates = [lr[x] for x in hyper.lr]
+        settings = rates, hyper.weight_decay, hyper.scheduled
+        if settings != self._settings:
+            self._settings = settings
+            is_open = self.total_steps is None and not hyper.scheduled
+            unit = NOMINAL_STEP / (c.anytime_step_size if is_open else c.step_size)
+            decays = []
+            for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
+                decays.append(default if decay is None else unit * decay)
+            negative = -np.array(rates, dtype=np.float64)
+            self._constants["peak_step_size"] = negative * self._gains
+            self._constants["peak_weight_decay"] = negative * np.array(decays)
+        oldest = max(ages)
         self.lag = now - oldest
-        values = self.at(
-            np.array(ages) if min(ages) < oldest else oldest,
-            now,
-            hyper,
-            beta2=self._beta2,
-            peak_step_size=rates * self._gains,
-            peak_weight_decay=rates * np.array(decays),
-            inverse_init_rms=self._inverse_init_rms,
-        )
+        age = np.array(ages) if min(ages) < oldest else oldest
+        values = self.at(age, now, hyper, **self._constants)
         if on_host:
             return values
         table = stacked(values, len(rates), precise_dtype(self.device))

@@ -27,8 +27,15 @@ from ngopt import devices, functional
 from ngopt.functional import BoundRule, Change, Gradients, Hyper, Record
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.packing import clone_views
+from ngopt.roles.buckets import Layouts
 from ngopt.roles.from_graph import matrices_of_biases, roles_of
-from ngopt.roles.kronecker_factors import layouts_of
+from ngopt.roles.kronecker_factors import (
+    CPU_PRODUCTS,
+    CPU_ROWS,
+    FactorLimits,
+    layouts_of,
+    products,
+)
 from ngopt.schedule import warn_past_horizon
 from ngopt.soap.config import Multiplier, Network, SoapConfig, kept_scalars
 from ngopt.soap.eigenbasis import renewal_interval
@@ -57,6 +64,11 @@ class Soap(functional.UpdateRule):
         decay = self.config.weight_decay * self.config.step_size / NOMINAL_STEP
         return round(decay, 12)  # .45, not .44999999999999996
 
+    @property
+    def unlimited_rows(self) -> int:
+        """`factor_rows` that divide nothing: no axis is longer than a factor may be."""
+        return 3 * self.config.max_factor_size
+
     def bind(
         self,
         graph: NeuralGraph,
@@ -66,7 +78,9 @@ class Soap(functional.UpdateRule):
         dtype: torch.dtype | None = None,
     ) -> "SoapRule":
         """The rule in one process, without kernels, on the device of its state."""
-        return SoapRule(self, graph, total_steps, dtype)
+        is_on_host = device is None or device.type == "cpu"
+        rows = None if is_on_host else self.unlimited_rows
+        return SoapRule(self, graph, total_steps, dtype, factor_rows=rows)
 
 
 @dataclass(eq=False)
@@ -82,6 +96,7 @@ class SoapRule(BoundRule):
             `devices.product_dtype`.
         precondition_frequency: steps between two renewals of an eigenbasis; None:
             `ngopt.soap.eigenbasis.renewal_interval`.
+        factor_rows: see `FactorLimits.rows`; None: chosen for a CPU.
     """
 
     soap: Soap
@@ -89,19 +104,27 @@ class SoapRule(BoundRule):
     total_steps: int | None = None
     compute_dtype: torch.dtype | None = None
     precondition_frequency: int | None = None
+    factor_rows: int | None = None
 
     make_update: ClassVar[Callable[..., SoapUpdate]] = SoapUpdate
 
     def __post_init__(self) -> None:
-        c = self.soap.config
         self.roles = roles_of(self.graph)
         self.bias_matrices = matrices_of_biases(self.graph, self.roles)
-        self.layouts = []
-        for role, spec in zip(self.roles, self.graph.parameters, strict=True):
-            limits = c.max_factor_size, c.factor_memory_ratio
-            self.layouts.append(layouts_of(role, spec, *limits))
+        rows = self.factor_rows or self.soap.unlimited_rows
+        self.layouts = self._layouts(rows)
+        if self.factor_rows is None and products(chain(*self.layouts)) > CPU_PRODUCTS:
+            rows = CPU_ROWS
+            self.layouts = self._layouts(rows)
+        self.factor_rows = rows
         self._updates: list[SoapUpdate] = []
         self._key: Any = None  # of `_updates`
+
+    def _layouts(self, rows: int) -> list[Layouts]:
+        c = self.soap.config
+        limits = FactorLimits(c.max_factor_size, c.factor_memory_ratio, rows)
+        parameters = zip(self.roles, self.graph.parameters, strict=True)
+        return [layouts_of(role, spec, limits) for role, spec in parameters]
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         records = []
@@ -158,6 +181,11 @@ class SoapRule(BoundRule):
         if self.total_steps and now > self.total_steps and not hyper.scheduled:
             warn_past_horizon(int(now), self.total_steps)
         return now
+
+    def choices(self, device: torch.device) -> dict[str, int]:
+        every = self.renewal_interval(device)
+        assert self.factor_rows is not None
+        return {"precondition_frequency": every, "factor_rows": self.factor_rows}
 
     def renewal_interval(self, device: torch.device) -> int:
         every = self.precondition_frequency or self.soap.config.precondition_frequency

@@ -146,6 +146,7 @@ class StackedState(NamedTuple):
 
 SUMS = slice(ScalarState._fields.index("path"), len(ScalarState._fields))
 """Rows of `StackedState.scalars` that a step adds to: path, distance and products."""
+PRODUCTS = slice(ScalarState._fields.index("gradient_square"), SUMS.stop)
 
 
 class StateLayout:
@@ -217,8 +218,10 @@ class StateLayout:
     def open(self, records: Sequence[Record], in_place: bool) -> StackedState:
         """The state in records; see `PackedState.open`."""
         tensors = self.packed.open(records, in_place)
+        if in_place and self.packed.made is not None:
+            return self.packed.made
         values = iter(tensors)
-        return StackedState(
+        state = StackedState(
             momentum=dict(zip(self.buckets, values, strict=False)),
             second=dict(zip(self.buckets, values, strict=False)),
             factors=dict(zip(self.keys, values, strict=False)),
@@ -228,11 +231,14 @@ class StateLayout:
             displacement=dict(zip(self._measured, values, strict=True)),
             tensors=tensors,
         )
+        if in_place:
+            self.packed.made = state
+        return state
 
     def of_factors(self, scalars: Tensor) -> dict[int, Tensor]:
         """(k, parameters) -> (k, count, 1, 1) of the factors of every size."""
-        spread = scalars.index_select(1, self._owners)[:, :, None, None]
-        pieces = spread.split(self._factor_counts, 1)
+        spread = scalars.index_select(1, self._owners).view(len(scalars), -1, 1, 1)
+        pieces = spread.split_with_sizes(self._factor_counts, 1)
         return dict(zip(self.keys, pieces, strict=True))
 
     def squares(self, values: Mapping[Bucket, Tensor]) -> Tensor:

@@ -8,6 +8,8 @@ methods of `SoapUpdate`: see `ngopt.accelerator.soap` and `ngopt.distributed.soa
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from ngopt import devices
 from ngopt.chunking import chunk_size
+from ngopt.devices import Array
 from ngopt.functional import AVERAGE, Change, Hyper, Record, Sums
 from ngopt.roles.buckets import Bucket
 from ngopt.soap.config import (
@@ -30,7 +33,7 @@ from ngopt.soap.elementwise import ELEMENTWISE, Elementwise, StepScalars
 from ngopt.soap.first_steps import OBSERVED_STEPS
 from ngopt.soap.scalars import FactorScalars, ScalarEquations
 from ngopt.soap.schedule import ScheduledValues, StepSchedule, must_stay_tensor
-from ngopt.soap.state import SUMS, ScalarState, StackedState, StateLayout, counts_of
+from ngopt.soap.state import SUMS, StackedState, StateLayout, counts_of
 
 # Bytes of eigenbases that are renewed in one batch.
 RENEWED_BYTES = {"cpu": 4 << 20, "accelerator": 192 << 20}
@@ -51,7 +54,6 @@ class Step:
     state: StackedState  # of `records`; the step updates it in place
     average_weights: Sequence[Any]  # of the new values in the averages
     elementwise: Elementwise = ELEMENTWISE
-    write_out: bool = False  # whether products are written to their places by `out=`
     ages: Sequence[float] = ()  # previous gradients; () if they are on the device
     youngest: float = torch.inf  # least age; infinite if ages are on the device
     scalars: Tensor = field(init=False)  # `StepScalars`, (fields, n)
@@ -96,6 +98,9 @@ class SoapUpdate:
         self.scalars = ScalarEquations(network, config)
         numels = self.scalars.first_steps.numels
         self._roots = torch.cat((numels, numels)).sqrt()
+        # the matrix of each measured row, also of those of a bias
+        matrices = self.scalars.bias_matrices
+        self._matrices = {x: matrices[x.owners[x.first :]] for x in self.layout.buckets}
 
     def make_layout(self, scalars: Sequence[str]) -> StateLayout:
         """The layout of the state; scalars: names of those of a multiplier."""
@@ -119,7 +124,8 @@ class SoapUpdate:
         if not in_place:
             own_records = [dict(record) for record in own_records]
         lr = [hyper.lr[i] for i in positions]
-        has_fixed_lr = in_place and not any(map(must_stay_tensor, set(lr)))
+        tensors = {x for x in lr if isinstance(x, Tensor)}
+        has_fixed_lr = in_place and not any(map(must_stay_tensor, tensors))
         weight_decay = [hyper.weight_decay[i] for i in positions]
         return Step(
             grads=[grads[i] for i in positions],
@@ -190,37 +196,44 @@ class SoapUpdate:
 
         G is the gradient times `grad_scale`. L and R have been decayed; v / (1 - b2) is
         stored. Without factors Q_L = Q_R = 1: that is Adam with Nesterov's momentum.
+
+        Also sums the inner products of G / sqrt(v) and u, both in the eigenbasis.
         """
         momentum = step.state.momentum[bucket]
         second = step.state.second[bucket]
         grad, ahead = step.elementwise.accumulate(
             grad.to(momentum.dtype), momentum, rows, self.config, self._product_dtype
         )
-        if not bucket.factors:
-            u = step.elementwise.precondition(grad, ahead, second, rows)
-            self.add_products(step, bucket, grad, u, rows)
-            return u
-        stacks = bucket.stacked.split(grad)
-        self.add_squares(step, bucket, stacks)
-        if step.youngest == 0:  # first eigenbases, of first factors
-            for _, axis, indices in bucket.factors:
-                factors = step.of_factors[axis.size]
-                is_first = factors.active * (factors.count == 1)
-                self.renew(step, axis.size, indices, is_first[indices])
         bases = []
-        for _, axis, indices in bucket.factors:
-            if axis.size not in step.bases:
-                # a functional step gets a copy, as they are renewed in place
-                of_size = step.state.bases[axis.size]
-                copy = not step.in_place
-                step.bases[axis.size] = of_size.to(self._product_dtype, copy=copy)
-            bases.append(step.bases[axis.size][indices])
-        grad = bucket.rotate(stacks, bases, False, step.write_out)
-        stacks = bucket.stacked.split(ahead)
-        ahead = bucket.rotate(stacks, bases, False, step.write_out)
-        u = step.elementwise.precondition(grad, ahead, second, rows)
-        self.add_products(step, bucket, grad, u, rows)
-        return bucket.rotate(bucket.stacked.split(u), bases, True, step.write_out)
+        if bucket.factors:
+            stacks = bucket.stacked.split(grad)
+            self.add_squares(step, bucket, stacks)
+            if step.youngest == 0:  # first eigenbases, of first factors
+                for _, axis, indices in bucket.factors:
+                    factors = step.of_factors[axis.size]
+                    is_first = factors.active * (factors.count == 1)
+                    self.renew(step, axis.size, indices, is_first[indices])
+            for _, axis, indices in bucket.factors:
+                if axis.size not in step.bases:
+                    # a functional step gets a copy, as they are renewed in place
+                    of_size = step.state.bases[axis.size]
+                    copy = not step.in_place
+                    step.bases[axis.size] = of_size.to(self._product_dtype, copy=copy)
+                bases.append(step.bases[axis.size][indices])
+            grad = bucket.rotate(stacks, bases, False, step.in_place)
+            stacks = bucket.stacked.split(ahead)
+            ahead = bucket.rotate(stacks, bases, False, step.in_place)
+        u, gradient = step.elementwise.precondition(
+            grad, ahead, second, rows, bucket.first
+        )
+        if bucket.measured:  # products of a bias are added to those of its matrix
+            x, y = gradient.detach(), u[bucket.first :].detach().to(gradient.dtype)
+            products = devices.row_products([(x, x), (x, y), (y, y)])
+            sums = step.sums[2:]
+            sums.index_add_(1, self._matrices[bucket], products.to(sums.dtype))
+        if bucket.factors:
+            u = bucket.rotate(bucket.stacked.split(u), bases, True, step.in_place)
+        return u
 
     def change(
         self, step: Step, bucket: Bucket, u: Tensor, rows: StepScalars
@@ -235,76 +248,68 @@ class SoapUpdate:
 
     def compute_scalars(self, step: Step, scheduled: ScheduledValues) -> None:
         """Computes the scalars of all parameters, and updates those of the state."""
-        count = len(step.params)
-        rows = step.state.scalars.to(self._roots.dtype, copy=True)
-        values, kept = rows.split([SUMS.stop, len(self._kept)])
+        rows: Array = step.state.scalars.to(self._roots.dtype, copy=True)
+        rows = rows.numpy() if step.on_host else rows
         measured = self.measure(step)
-        multiplier = None
+        multiplier, kept = None, rows[SUMS.stop :]
         if self._multiplier is not None:
             multiplier, kept = self._multiplied(step, measured, scheduled, kept)
-        if step.on_host:
-            values = values.numpy()
-            tensors = measured._asdict().items()
-            arrays = {k: x.numpy() for k, x in tensors if isinstance(x, Tensor)}
-            measured = measured._replace(**{**arrays, "excess": measured.excess})
-            kept = [x.numpy() for x in kept]
-            multiplier = None if multiplier is None else multiplier.numpy()
         new = self.scalars.of_step(
-            measured, scheduled, ScalarState(*values), multiplier, step.youngest
+            measured, scheduled, rows[: SUMS.stop], multiplier, step.youngest
         )
-        table = devices.stacked((*new.state, *kept), count, self._roots.dtype)
-        step.state.scalars.copy_(table)
+        kinds = (*new.state, *kept), new.of_parameters, new.of_factors
+        of_all = list(chain.from_iterable(kinds))
+        table = devices.stacked(of_all, len(step.params), self.layout.dtype)
+        of_state, step.scalars, of_factors = table.split_with_sizes([*map(len, kinds)])
+        step.state.scalars.copy_(of_state)
         step.sums = step.state.scalars[SUMS]
-        table = devices.stacked(
-            (*new.of_parameters, *new.of_factors), count, self.layout.dtype
-        )
-        step.scalars = table[: len(new.of_parameters)]
-        of_factors = self.layout.of_factors(table[len(new.of_parameters) :])
-        for size, scalars in of_factors.items():
-            step.of_factors[size] = FactorScalars(*scalars)
+        for size, scalars in self.layout.of_factors(of_factors).items():
+            step.of_factors[size] = FactorScalars(*scalars.unbind())
         if AVERAGE in step.records[0]:
             weights = scheduled.average_weight
             step.average_weights = devices.separate(weights, step.scalars)
 
     def measure(self, step: Step) -> Measured:
-        """Measures gradients and weights; most values in the first steps only."""
-        count = len(step.params)
-        tensors = [*step.grads, *step.params]
-        norms = devices.norms(tensors, self._roots.dtype, step.in_place)
-        norms = self.sums.norms(norms)
-        rms = norms / self._roots
-        measured = Measured(rms[:count], rms[count:])
-        if step.youngest >= OBSERVED_STEPS:
-            return measured
+        """Measures gradients and weights."""
+        tensors, roots = [*step.grads, *step.params], self._roots
+        norms = self.sums.norms(devices.norms(tensors, roots.dtype, step.in_place))
+        is_early = step.youngest < OBSERVED_STEPS
+        early = self._measure_early(step, norms) if is_early else {}
+        if step.on_host:
+            norms, roots = norms.numpy(), roots.numpy()
+            early = {key: x.numpy() for key, x in early.items()}
+        grad_rms, weight_rms = (norms / roots).reshape(2, -1)
+        return Measured(grad_rms, weight_rms, **early)
+
+    def _measure_early(self, step: Step, norms: Tensor) -> dict[str, Any]:
+        """What is measured in the first steps only."""
         first_steps = self.scalars.first_steps
-        products = norms[:count] * norms[count:]
-        radial = first_steps.radial(step.grads, step.params, products, self.sums)
-        measured = measured._replace(radial=radial)
+        of_grads, of_params = norms.view(2, -1)
+        inputs = step.grads, step.params, of_grads * of_params, self.sums
+        measured = {"radial": first_steps.radial(*inputs)}
         if step.youngest >= 2:
             squares = self.layout.squares(step.state.momentum)
-            measured = measured._replace(momentum_squares=self.sums.of_owners(squares))
+            measured["momentum_squares"] = self.sums.of_owners(squares)
         observed = first_steps.tables
         if step.youngest == 0:
-            ages = torch.tensor(step.ages, device=rms.device)
-            measured = measured._replace(
-                is_first=ages == 0, excess=first_steps.excess(step.params, self.sums)
-            )
+            measured["is_first"] = torch.tensor(step.ages, device=norms.device) == 0
+            measured["excess"] = first_steps.excess(step.params, self.sums)
             if self._multiplier is not None:
                 roles = enumerate(self.network.roles)
                 observed = [i for i, role in roles if role.blocks]
         if observed:
-            density = first_steps.density(step.grads, observed, self.sums)
-            measured = measured._replace(density=density)
+            measured["density"] = first_steps.density(step.grads, observed, self.sums)
         return measured
 
     def _multiplied(
-        self, step: Step, measured: Measured, scheduled: ScheduledValues, rows: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, step: Step, measured: Measured, scheduled: ScheduledValues, rows: Array
+    ) -> tuple[Array, list[Tensor]]:
         """Calls the multiplier; returns the factors, and the new rows that it keeps."""
         assert self._multiplier is not None
-        kept = dict(zip(self._kept, rows, strict=True))
-        items = measured._asdict().items()
-        values: dict[str, Any] = {k: x.detach() for k, x in items if x is not None}
+        as_tensor = partial(torch.as_tensor, device=self.network.device)
+        kept = dict(zip(self._kept, as_tensor(rows), strict=True))
+        items = [(k, x) for k, x in measured._asdict().items() if x is not None]
+        values: dict[str, Any] = {k: as_tensor(x).detach() for k, x in items}
         if "is_first" in values:
             # a network without matrices has no measured density
             values.setdefault("density", torch.ones_like(values["grad_rms"]))
@@ -317,7 +322,8 @@ class SoapUpdate:
         has_horizon = self.network.total_steps is not None and not step.hyper.scheduled
         progress = scheduled.progress if has_horizon else None
         factors = self._multiplier(Measured(**values), progress, kept)
-        return factors, [kept[key] for key in self._kept]
+        new_rows = [kept[key] for key in self._kept]
+        return factors.numpy() if step.on_host else factors, new_rows
 
     def add_squares(self, step: Step, bucket: Bucket, stacks: Sequence[Tensor]) -> None:
         """factor <- factor + (1 - b) X X^T, summed in float32 at least."""
@@ -351,34 +357,10 @@ class SoapUpdate:
             return
         delta = delta.detach()
         total = step.state.displacement[bucket].add_(delta)
-        rows = torch.stack((delta, total)).flatten(0, 1).unsqueeze(1)
-        squares = torch.bmm(rows, rows.mT).view(2, -1)
+        squares = devices.row_products([(delta, delta), (total, total)])
         owners = bucket.owners[bucket.first :]
         path_and_distance = step.sums[:2]
         path_and_distance.index_add_(1, owners, squares.to(step.sums.dtype))
-
-    def add_products(
-        self, step: Step, bucket: Bucket, grad: Tensor, u: Tensor, rows: StepScalars
-    ) -> None:
-        """Adds inner products of the gradient and u, as both are in the eigenbasis.
-
-        Those of a bias are added to its matrix.
-
-        grad: is divided by the root of second moments here; u: of the bucket.
-        """
-        if not bucket.measured:
-            return
-        measured = slice(bucket.first, None)
-        second = step.state.second[bucket][measured].detach()
-        correction = rows.second_moment_correction[measured]
-        squares = torch.addcmul(rows.damping[measured], second, correction)
-        gradient = grad[measured].detach() * squares.rsqrt()
-        pair = torch.stack((gradient, u[measured].detach().to(gradient.dtype)), 1)
-        products = torch.bmm(pair, pair.mT).flatten(1).T  # g g, g u, u g, u u
-        owners = self.scalars.bias_matrices[bucket.owners[measured]]
-        table = torch.stack((products[0], products[1], products[3]))
-        sums_of_products = step.sums[2:]
-        sums_of_products.index_add_(1, owners, table.to(step.sums.dtype))
 
     def split(self, step: Step, bucket: Bucket, delta: Tensor) -> list[Change]:
         """The changes of the entries of a bucket; delta: (rows, lanes)."""

@@ -159,9 +159,10 @@ class TestDefault:
             second.square_()
             given = grad, momentum, numbers, config, dtype
             grad, ahead = fuse(elementwise.accumulate)(*given)
-            u = fuse(elementwise.precondition)(grad, ahead, second, numbers)
+            given = grad, ahead, second, numbers, 9
+            u, gradient = fuse(elementwise.precondition)(*given)
             delta = fuse(elementwise.change)(u, momentum, weights, numbers)
-            return grad, momentum, second, u, delta
+            return grad, momentum, second, u, gradient, delta
 
         counts = []
         for shape in ((40, 16), (33, 128), (70, 16), (90, 128), (50, 16)):

@@ -128,7 +128,8 @@ def test_state_of_other_matrices_starts_anew_but_for_the_count_of_steps():
     ends = pairwise((8, 1200, 1200, 1200, 3))
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in ends))
     norm = nn.LayerNorm(3)
-    opt = NGOptimizer(model.named_parameters())
+    group = {"params": model.named_parameters(), "factor_rows": 4096}
+    opt = NGOptimizer([group])
     inputs = torch.randn(4, 8)
     step(model, opt, inputs)
     named = [(f"4.{name}", p) for name, p in norm.named_parameters()]

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ngopt import build_graph
+from ngopt import NGOptimizer, build_graph
 from ngopt.graph.groups_and_blocks import ParameterSpec, View
 from ngopt.roles.buckets import Axis, MatrixLayout
 from ngopt.roles.from_graph import ParameterRole, roles_of
-from ngopt.roles.kronecker_factors import layouts_of
+from ngopt.roles.kronecker_factors import FactorLimits, layouts_of
+from ngopt.soap.soap import Soap
 
 
 class Attention(nn.Module):
@@ -37,7 +38,7 @@ def convolutions():
 def all_layouts(model, example=None, longest=1024, budget=8.0):
     graph = build_graph(model, example)
     for role, spec in zip(roles_of(graph), graph.parameters, strict=True):
-        yield spec, layouts_of(role, spec, longest, budget)
+        yield spec, layouts_of(role, spec, FactorLimits(longest, budget))
 
 
 def found_layouts(*arguments, **settings):
@@ -133,7 +134,7 @@ class TestLayouts:
         shapes = [layout.shape for layout in found.values()]
         assert shapes == [(1, 1, 3, 1), (1, 1, 1, 1)]
         empty = ParameterRole("empty", "other"), ParameterSpec("empty", (0, 3))
-        (layout,) = layouts_of(*empty, 1024, 8.0)
+        (layout,) = layouts_of(*empty, FactorLimits(1024, 8.0))
         assert layout.shape == (1, 1, 0, 1)
 
 
@@ -259,3 +260,64 @@ class TestAxes:
         torch.testing.assert_close(axis.rotate(x, q), expected)
         torch.testing.assert_close(axis.rotate(expected, q, back=True), x)
         assert axis.unfold(x).shape == (G, axis.size, axis.rest)
+
+
+class TestRows:
+    """Axes are divided where a step would cost too much on a CPU."""
+
+    def model(self, width=300):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(200, width), nn.Tanh(), nn.Linear(width, 5))
+
+    def trained(self, model, opt, steps):
+        for step in range(steps):
+            inputs = torch.randn(16, 200, generator=torch.Generator().manual_seed(step))
+            opt.zero_grad()
+            model(inputs).square().mean().backward()
+            opt.step()
+
+    def state_shapes(self, opt):
+        return [x.shape for x in opt.state[opt.param_groups[0]["params"][0]].values()]
+
+    def test_of_large_networks_on_a_cpu(self):
+        graph = build_graph(self.model(600))
+        layouts = Soap().bind(graph).layouts
+        assert axes(layouts[0][0]) == [rows(4, 150), channels(2, 100)]
+        assert axes(layouts[2][0]) == [rows(1, 5)]
+        layouts = Soap().bind(graph, device=torch.device("meta")).layouts
+        assert axes(layouts[0][0]) == [rows(1, 600), channels(1, 200)]
+        small = build_graph(self.model(250))
+        assert axes(Soap().bind(small).layouts[0][0]) == [
+            rows(1, 250),
+            channels(1, 200),
+        ]
+
+    def test_kernels_are_divided_with_their_channels(self):
+        graph = build_graph(nn.Sequential(nn.Conv2d(4, 256, 3), nn.Conv2d(256, 128, 3)))
+        (layout,) = Soap().bind(graph).layouts[2]
+        assert layout.shape == (1, 128, 2304, 1)
+        assert axes(layout) == [rows(1, 128), channels(32, 72)]  # of 8 channels each
+
+    def test_prime_numbers(self):
+        """They have no pieces: one axis has no factors."""
+        graph = build_graph(nn.Linear(509, 1021))
+        assert axes(Soap().bind(graph).layouts[0][0]) == [channels(1, 509)]
+
+    @pytest.mark.parametrize("limit", [3072, 150])
+    def test_a_loaded_state_keeps_its_axes(self, limit):
+        """It may come from another device."""
+        models = self.model(600), self.model(600)
+        group = {"params": models[0].named_parameters(), "factor_rows": limit}
+        opt = NGOptimizer([group])
+        self.trained(models[0], opt, 6)
+        models[1].load_state_dict(models[0].state_dict())
+        other = NGOptimizer(models[1].named_parameters())
+        self.trained(models[1], other, 1)
+        assert self.state_shapes(other) != self.state_shapes(opt)
+        models[1].load_state_dict(models[0].state_dict())
+        other.load_state_dict(opt.state_dict())
+        for model, optimizer in zip(models, (opt, other), strict=True):
+            self.trained(model, optimizer, 5)
+        assert self.state_shapes(other) == self.state_shapes(opt)
+        for x, y in zip(*(model.parameters() for model in models), strict=True):
+            assert torch.equal(x, y)
