@@ -19,10 +19,9 @@ from ngopt.roles.matrices import MatrixBlock
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 FREE_ROWS = 300
 MIN_ROWS = 24  # rows of the factors of a piece of an axis
-# On CPUs: `FactorLimits.rows`, where products cost about as much as the elementwise
-# part of a step; and multiplications of a step of a network, some 2 ms, up to which
-# axes are not divided.
-CPU_ROWS, CPU_PRODUCTS = 256, 1e8
+# On CPUs: `FactorLimits.rows` of networks with more multiplications in a step than that,
+# some 2 ms, so that products cost about as much as the elementwise part; of others.
+CPU_PRODUCTS, CPU_ROWS, CPU_ROWS_OF_FEW = 1e8, 256, 512
 
 
 class FactorLimits(NamedTuple):
@@ -30,8 +29,8 @@ class FactorLimits(NamedTuple):
 
     longest: largest size of a factor. memory: largest number of elements of the factors
     and bases of one axis, divided by the elements of the matrices. rows: largest sum of
-    the sizes of factors, to which the multiplications of a step are proportional:
-    longer axes are divided.
+    the sizes of factors, to which the multiplications of a step are proportional.
+    Longer axes are divided, and those longer than half of it.
     """
 
     longest: int
@@ -42,6 +41,10 @@ class FactorLimits(NamedTuple):
         """Whether factors of a size are within the limits; numel: of the matrices."""
         is_small = size <= FREE_ROWS or 2 * factors * size**2 <= self.memory * numel
         return 1 < size <= self.longest and is_small
+
+    def demand_pieces(self, axes: Sequence[Axis]) -> bool:
+        sizes = [axis.size for axis in axes]
+        return sum(sizes) > self.rows or max(sizes, default=0) > self.rows / 2
 
 
 def layouts_of(
@@ -106,7 +109,7 @@ def _matrices(
         pieces = _divisor(rows, -(-rows // limits.longest))
         piece_rows = Axis("rows", parts * pieces, rows // pieces, channels * kernel)
         axes = [piece_rows] * (rows > pieces)
-    if sum(axis.size for axis in axes) > limits.rows:
+    if limits.demand_pieces(axes):
         channels, kernel = channels * kernel, 1
         axes = [Axis("rows", parts, rows, channels)] * (rows > 1)
         axes += [Axis("channels", 1, channels, parts * rows)] * (channels > 1)
@@ -118,7 +121,7 @@ def _matrices(
 def _divided(
     axes: Sequence[Axis], groups: int, numel: int, limits: FactorLimits
 ) -> list[Axis]:
-    """Axes in equal pieces, whose sizes add up to at most `limits.rows`.
+    """Axes in equal pieces within `limits.rows`.
 
     The longest axis is divided first, and further if its factors need too much memory.
     One with pieces of less than MIN_ROWS rows has no factors, unless it is the last.
@@ -130,7 +133,7 @@ def _divided(
         memory = 2 * groups * longest.parts * longest.size**2
         is_whole = longest in axes
         is_affordable = is_whole or memory <= most_memory
-        if is_affordable and sum(axis.size for axis in result) <= limits.rows:
+        if is_affordable and not limits.demand_pieces(result):
             break
         pieces = _divisor(longest.size, 2)
         size, place = longest.size // pieces, result.index(longest)

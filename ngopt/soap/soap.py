@@ -32,6 +32,7 @@ from ngopt.roles.from_graph import matrices_of_biases, roles_of
 from ngopt.roles.kronecker_factors import (
     CPU_PRODUCTS,
     CPU_ROWS,
+    CPU_ROWS_OF_FEW,
     FactorLimits,
     layouts_of,
     products,
@@ -111,12 +112,11 @@ class SoapRule(BoundRule):
     def __post_init__(self) -> None:
         self.roles = roles_of(self.graph)
         self.bias_matrices = matrices_of_biases(self.graph, self.roles)
-        rows = self.factor_rows or self.soap.unlimited_rows
-        self.layouts = self._layouts(rows)
-        if self.factor_rows is None and products(chain(*self.layouts)) > CPU_PRODUCTS:
-            rows = CPU_ROWS
-            self.layouts = self._layouts(rows)
-        self.factor_rows = rows
+        if self.factor_rows is None:
+            whole = chain.from_iterable(self._layouts(self.soap.unlimited_rows))
+            is_large = products(whole) > CPU_PRODUCTS
+            self.factor_rows = CPU_ROWS if is_large else CPU_ROWS_OF_FEW
+        self.layouts = self._layouts(self.factor_rows)
         self._updates: list[SoapUpdate] = []
         self._key: Any = None  # of `_updates`
 

@@ -282,7 +282,7 @@ class TestRows:
     def test_of_large_networks_on_a_cpu(self):
         graph = build_graph(self.model(600))
         layouts = Soap().bind(graph).layouts
-        assert axes(layouts[0][0]) == [rows(4, 150), channels(2, 100)]
+        assert axes(layouts[0][0]) == [rows(8, 75), channels(2, 100)]
         assert axes(layouts[2][0]) == [rows(1, 5)]
         layouts = Soap().bind(graph, device=torch.device("meta")).layouts
         assert axes(layouts[0][0]) == [rows(1, 600), channels(1, 200)]
