@@ -19,8 +19,8 @@ from ngopt.roles.matrices import MatrixBlock
 # A factor of this many rows, 0.7 MB with its basis, is affordable in any matrix.
 FREE_ROWS = 300
 MIN_ROWS = 24  # rows of the factors of a piece of an axis
-# On CPUs: `FactorLimits.rows` of networks with more than CPU_PRODUCTS multiplications in
-# a step, so that these cost about as much as the elementwise part; of other networks.
+# On CPUs: `FactorLimits.rows` of networks with more than CPU_PRODUCTS multiplications
+# in a step, so that these cost about as much as the elementwise part; of other ones.
 CPU_PRODUCTS, CPU_ROWS, CPU_ROWS_OF_FEW = 1e8, 256, 512
 
 
