@@ -25,11 +25,10 @@ MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
 TINY = 1e-30
 # The renewals of one size cost at least as much as that of a basis with this many rows.
 MIN_ROWS = 80
-# Choices of steps between two renewals of a basis.
-INTERVALS = {"cpu": (2, 3, 4, 5, 7, 10), "accelerator": (2, 5, 10)}
-# CPUs: of the multiplications of all products but those of renewals, which may be as
-# many, no more than MAX_PRODUCTS count.
-MAX_PRODUCTS = 1.5e8
+INTERVALS = 2, 5, 10  # choices of steps between two renewals of a basis
+# CPUs: largest ratio of multiplications of renewals to those of all other products, of
+# which no more than MAX_PRODUCTS count.
+MAX_RATIO, MAX_PRODUCTS = 1.5, 2e8
 MAX_SIZES = 3  # accelerators: sizes of bases that are renewed in one step
 ROUNDS = 8  # steps after which rounds of renewals become one step longer, at first
 
@@ -58,7 +57,7 @@ def renewed(factor: Tensor, basis: Tensor) -> Tensor:
 def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> int:
     """Steps between two renewals of a basis: the fewest that are cheap.
 
-    CPUs are bound by FLOPs, accelerators by launches (`MAX_SIZES`).
+    CPUs are bound by FLOPs (`MAX_RATIO`), accelerators by launches (`MAX_SIZES`).
     """
     layouts = list(layouts)
     renewal, sizes = 0, set()
@@ -67,11 +66,14 @@ def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> i
             renewal += 6 * layout.shape[0] * axis.parts * axis.size**3
             sizes.add(axis.size)
     if device.type == "cpu":
-        cost = renewal / min(max(products(layouts), 1), MAX_PRODUCTS)
+        others = max(products(layouts), 1)
+        cost = renewal / MAX_RATIO / min(others, MAX_PRODUCTS)
     else:
         cost = len(sizes) / MAX_SIZES
-    choices = INTERVALS["cpu" if device.type == "cpu" else "accelerator"]
-    return next((every for every in choices if cost <= every), choices[-1])
+    for every in INTERVALS:
+        if cost <= every:
+            return every
+    return INTERVALS[-1]
 
 
 def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
