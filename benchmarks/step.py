@@ -176,7 +176,9 @@ def state_size(
     graph: NeuralGraph, has_horizon: bool, weights: str = "default"
 ) -> float:
     """The optimizer's state in float32 numbers per parameter."""
-    rule = load_pretrained(weights).bind(graph, HORIZON if has_horizon else None)
+    rule = load_pretrained(weights).bind(
+        graph, HORIZON if has_horizon else None, device=torch.device("cpu")
+    )
     params = [torch.empty(spec.shape, device="meta") for spec in graph.parameters]
     size = sum(x.nbytes for record in rule.init(params) for x in record.values())
     return size / torch.float32.itemsize / graph.numel

@@ -276,7 +276,13 @@ class Binding:
     def _bind_again(self, optimizer: Optimizer) -> BoundParameters:
         bound = self.parameters(optimizer)
         settings = self._settings(bound.params, optimizer.param_groups[0])
-        if bound.settings != settings:
+        before = bound.settings
+        if before is not None and before.factor_rows != settings.factor_rows:
+            raise ValueError(
+                f"NGOptimizer: factor_rows: expected {before.factor_rows}, as in the "
+                f"state; got {settings.factor_rows}. Set it before the first step."
+            )
+        if before != settings:
             self._set_rule(bound, optimizer)
         return bound
 
@@ -381,8 +387,15 @@ class Binding:
         """Whether several processes share the parameters."""
         return self._process_group is not None or are_divided(params)
 
-    def shared_state(self, optimizer: Optimizer) -> SharedState:
-        """Converts the state of several processes; a collective call."""
+    def shared_state(
+        self, optimizer: Optimizer, groups: Sequence[Group]
+    ) -> SharedState:
+        """Converts the state of several processes; a collective call.
+
+        groups: with which the state was made.
+        """
         bound = self.parameters(optimizer)
-        rule = self._rule_with(bound, optimizer.param_groups[0])
+        factor_rows = groups[0]["factor_rows"]
+        group = {**optimizer.param_groups[0], "factor_rows": factor_rows}
+        rule = self._rule_with(bound, group)
         return rule.shared_state(bound.params)

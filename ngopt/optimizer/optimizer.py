@@ -332,8 +332,8 @@ class NGOptimizer(Optimizer):
         state_dict["rule"] = header_of(self.rule)
         if state_dict["state"] and self._is_shared():
             records = state_dicts.records_in_order(state_dict)
-            records = self._binding.shared_state(self).to_dtensors(records)
             groups = state_dict["param_groups"]
+            records = self._binding.shared_state(self, groups).to_dtensors(records)
             state_dict["state"] = state_dicts.numbered(groups, records)
         return state_dict
 
@@ -377,7 +377,7 @@ class NGOptimizer(Optimizer):
         groups = state_dicts.with_total_steps(groups, present[0]["total_steps"])
         loaded["param_groups"] = groups
         if self._is_shared():
-            shared = self._binding.shared_state(self)
+            shared = self._binding.shared_state(self, groups)
             records = state_dicts.records_in_order(loaded)
             loaded["state"] = state_dicts.numbered(groups, shared.to_local(records))
         state_dicts.warn_of_changes(loaded.get("rule"), header_of(self.rule))

@@ -106,6 +106,8 @@ def complete_new_group(
         may_be_set = not groups or key != "total_steps"
         if shared[key] is None and may_be_set:
             shared[key] = group.get(key)
+            for earlier in groups:
+                earlier[key] = shared[key]
         if key in group and group[key] != shared[key]:
             raise _not_shared(key, group[key], shared[key])
     if "params" not in group:

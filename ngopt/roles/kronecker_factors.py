@@ -2,13 +2,14 @@
 
 Kronecker factors belong to neurons, so that permuting neurons permutes the updates in
 the same way. Exceptions: the network's own inputs, which are not exchangeable, rows of
-matrices whose axes are all too long, and axes that are divided to make steps cheap.
+matrices whose axes are all too long, and axes that are divided to make steps cheap,
+those of inputs times kernel positions among them.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import inf, prod
-from operator import attrgetter
+from operator import itemgetter
 from typing import NamedTuple
 
 from ngopt.graph.groups_and_blocks import ParameterSpec
@@ -121,29 +122,25 @@ def _matrices(
 def _divided(
     axes: Sequence[Axis], groups: int, numel: int, limits: FactorLimits
 ) -> list[Axis]:
-    """Axes in equal pieces within `limits.rows`.
+    """Axes in equal pieces within `limits.rows`, the longest divided first.
 
-    The longest axis is divided first, and further if its factors need too much memory.
-    One with pieces of less than MIN_ROWS rows has no factors, unless it is the last.
+    Axes stay whole if their pieces would have less than MIN_ROWS rows.
     """
-    most_memory = max(limits.memory * numel, 2 * FREE_ROWS**2)
     result = list(axes)
-    while result:
-        longest = max(result, key=attrgetter("size"))
-        memory = 2 * groups * longest.parts * longest.size**2
-        is_whole = longest in axes
-        is_affordable = is_whole or memory <= most_memory
-        if is_affordable and not limits.demand_pieces(result):
+    while limits.demand_pieces(result):
+        divisible = []
+        for axis in result:
+            pieces = _divisor(axis.size, 2)
+            if axis.size // pieces >= MIN_ROWS:
+                divisible.append((axis.size, axis, pieces))
+        if not divisible:
             break
-        pieces = _divisor(longest.size, 2)
-        size, place = longest.size // pieces, result.index(longest)
-        if size >= MIN_ROWS:
-            result[place] = replace(longest, parts=longest.parts * pieces, size=size)
-        elif len(result) > 1 or not limits.allow(longest.size, groups, numel):
-            result.pop(place)
-        else:
-            break
-    return result
+        size, longest, pieces = max(divisible, key=itemgetter(0))
+        shorter = replace(longest, parts=longest.parts * pieces, size=size // pieces)
+        result[result.index(longest)] = shorter
+    counts = [groups * axis.parts for axis in result]
+    pairs = zip(result, counts, strict=True)
+    return [axis for axis, count in pairs if limits.allow(axis.size, count, numel)]
 
 
 def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:

@@ -78,8 +78,11 @@ class Soap(functional.UpdateRule):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> "SoapRule":
-        """The rule in one process, without kernels, on the device of its state."""
-        is_on_host = device is None or device.type == "cpu"
+        """The rule in one process, without kernels, on the device of its state.
+
+        device: if it is a CPU, long axes are divided.
+        """
+        is_on_host = device is not None and device.type == "cpu"
         rows = None if is_on_host else self.unlimited_rows
         return SoapRule(self, graph, total_steps, dtype, factor_rows=rows)
 

@@ -81,6 +81,35 @@ def test_all_who_share_parameters_are_found_whatever_the_meshes(tmp_path):
     run(equal_one_process, 4, tmp_path)
 
 
+def state_of_other_axes(rank, size):
+    """As of another device, where axes are not divided, or elsewhere."""
+    models = [nn.Linear(100, 60).double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    options = {"process_group": distributed.group.WORLD}
+    group = {"params": models[0].parameters(), "factor_rows": 64}
+    opts = [
+        NGOptimizer([group], **options),
+        NGOptimizer(models[1].parameters(), **options),
+    ]
+    for step in range(4):
+        if step == 2:
+            models[1].load_state_dict(models[0].state_dict())
+            opts[1].load_state_dict(opts[0].state_dict())
+        for model, opt in zip(models, opts, strict=True):
+            opt.zero_grad()
+            generator = torch.Generator().manual_seed(step)
+            model(
+                torch.randn(9, 100, generator=generator).double()
+            ).exp().sum().backward()
+            opt.step()
+    assert opts[1].state[models[1].weight]["rows_0"].shape[-1] in (0, 30)
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+def test_a_loaded_state_keeps_its_axes():
+    run(state_of_other_axes, 2)
+
+
 def one_is_late(rank, size):
     """Longer than the timeout of the group, not than that of all processes."""
     group = distributed.new_group([0, 1], timeout=timedelta(seconds=3))

@@ -12,6 +12,8 @@ from ngopt.roles.from_graph import ParameterRole, roles_of
 from ngopt.roles.kronecker_factors import FactorLimits, layouts_of
 from ngopt.soap.soap import Soap
 
+CPU = torch.device("cpu")
+
 
 class Attention(nn.Module):
     """Two heads of four."""
@@ -281,27 +283,41 @@ class TestRows:
 
     def test_of_large_networks_on_a_cpu(self):
         graph = build_graph(self.model(600))
-        layouts = Soap().bind(graph).layouts
+        layouts = Soap().bind(graph, device=CPU).layouts
         assert axes(layouts[0][0]) == [rows(8, 75), channels(2, 100)]
         assert axes(layouts[2][0]) == [rows(1, 5)]
         layouts = Soap().bind(graph, device=torch.device("meta")).layouts
         assert axes(layouts[0][0]) == [rows(1, 600), channels(1, 200)]
         small = build_graph(self.model(250))
-        assert axes(Soap().bind(small).layouts[0][0]) == [
+        assert axes(Soap().bind(small, device=CPU).layouts[0][0]) == [
             rows(1, 250),
             channels(1, 200),
         ]
 
     def test_kernels_are_divided_with_their_channels(self):
         graph = build_graph(nn.Sequential(nn.Conv2d(4, 256, 3), nn.Conv2d(256, 128, 3)))
-        (layout,) = Soap().bind(graph).layouts[2]
+        (layout,) = Soap().bind(graph, device=CPU).layouts[2]
         assert layout.shape == (1, 128, 2304, 1)
         assert axes(layout) == [rows(1, 128), channels(32, 72)]  # of 8 channels each
 
-    def test_prime_numbers(self):
-        """They have no pieces: one axis has no factors."""
-        graph = build_graph(nn.Linear(509, 1021))
-        assert axes(Soap().bind(graph).layouts[0][0]) == [channels(1, 509)]
+    @pytest.mark.parametrize(
+        ("shape", "expected"),
+        [((509, 262), [rows(1, 509), channels(2, 131)]), ((257, 5), [rows(1, 257)])],
+    )
+    def test_prime_numbers_stay_whole(self, shape, expected):
+        graph = build_graph(nn.Linear(*reversed(shape)))
+        found = axes(Soap().bind(graph, device=CPU).layouts[0][0])
+        assert found[: len(expected)] == expected
+
+    def test_the_limit_is_set_before_the_first_step(self):
+        model = self.model()
+        opt = NGOptimizer([{"params": model[0].parameters()}])
+        opt.add_param_group({"params": model[2].parameters(), "factor_rows": 64})
+        self.trained(model, opt, 2)
+        assert opt.param_groups[0]["factor_rows"] == 64
+        opt.param_groups[0]["factor_rows"] = opt.param_groups[1]["factor_rows"] = 128
+        with pytest.raises(ValueError, match="factor_rows: expected 64, as in the st"):
+            self.trained(model, opt, 1)
 
     @pytest.mark.parametrize("limit", [3072, 150])
     def test_a_loaded_state_keeps_its_axes(self, limit):
