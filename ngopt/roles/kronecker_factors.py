@@ -9,7 +9,7 @@ those of inputs times kernel positions among them.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import inf, prod
-from operator import itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 from ngopt.graph.groups_and_blocks import ParameterSpec
@@ -124,20 +124,20 @@ def _divided(
 ) -> list[Axis]:
     """Axes in equal pieces within `limits.rows`, the longest divided first.
 
-    Axes stay whole if their pieces would have less than MIN_ROWS rows.
+    One whose pieces would have less than MIN_ROWS rows is not divided further. The
+    limit is then that of the other one.
     """
-    result = list(axes)
-    while limits.demand_pieces(result):
-        divisible = []
-        for axis in result:
-            pieces = _divisor(axis.size, 2)
-            if axis.size // pieces >= MIN_ROWS:
-                divisible.append((axis.size, axis, pieces))
-        if not divisible:
-            break
-        size, longest, pieces = max(divisible, key=itemgetter(0))
-        shorter = replace(longest, parts=longest.parts * pieces, size=size // pieces)
-        result[result.index(longest)] = shorter
+    rest, kept = list(axes), []
+    while limits.demand_pieces(rest):
+        longest = max(rest, key=attrgetter("size"))
+        place = rest.index(longest)
+        pieces = _divisor(longest.size, 2)
+        size = longest.size // pieces
+        if size >= MIN_ROWS:
+            rest[place] = replace(longest, parts=longest.parts * pieces, size=size)
+        else:
+            kept.append(rest.pop(place))
+    result = sorted(kept + rest, key=attrgetter("name"), reverse=True)  # rows first
     counts = [groups * axis.parts for axis in result]
     pairs = zip(result, counts, strict=True)
     return [axis for axis, count in pairs if limits.allow(axis.size, count, numel)]
