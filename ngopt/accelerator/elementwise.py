@@ -33,10 +33,7 @@ def precondition(
     squares = torch.empty_like(momentum)
     torch.addcmul(scalars.damping, second, correction, out=squares)
     inverse_root = squares.rsqrt_()
-    measured = grad[first:]
-    if len(measured):
-        measured = measured * inverse_root[first:]
-    return momentum.mul_(inverse_root), measured
+    return momentum.mul_(inverse_root), inverse_root[first:]
 
 
 def change(

@@ -52,7 +52,7 @@ def _accumulate(
 
 @triton.jit
 def _precondition(
-    grad, momentum, second, decay, correction, damping, measured, rows, first,
+    grad, momentum, second, decay, correction, damping, roots, rows, first,
     LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row, i, mask = _places(rows, LANES, ROWS)
@@ -63,7 +63,7 @@ def _precondition(
     inverse_root = tl.rsqrt(tl.where(mask, v, 1.0))
     u = _value(momentum, i, mask) * inverse_root
     tl.store(momentum + i, u.to(momentum.dtype.element_ty), mask)
-    tl.store(measured + i - first * LANES, g * inverse_root, mask & (row >= first))
+    tl.store(roots + i - first * LANES, inverse_root, mask & (row >= first))
 
 
 @triton.jit
@@ -122,7 +122,7 @@ def accumulate(
 def precondition(
     grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars, first: int
 ) -> tuple[Tensor, Tensor]:
-    measured = torch.empty_like(second[first:])
+    inverse_roots = torch.empty_like(second[first:])
     _launch(
         _precondition,
         second.shape,
@@ -132,10 +132,10 @@ def precondition(
         decay=scalars.second_moment_decay,
         correction=scalars.second_moment_correction,
         damping=scalars.damping,
-        measured=measured,
+        roots=inverse_roots,
         first=first,
     )
-    return momentum, measured
+    return momentum, inverse_roots
 
 
 def change(

@@ -70,12 +70,12 @@ def cost_of(layouts: Layouts, every: int) -> Cost:
     for layout in layouts:
         numel = prod(layout.shape)
         memory += 2 * numel
-        work += 20 * numel  # elementwise: bound by memory, not by multiplications
+        # elementwise functions are bound by memory, not by multiplications
+        work += 20 * numel + layout.products
         for axis in layout.axes:
             count = layout.shape[0] * axis.parts
             memory += 2 * count * axis.size**2
-            # of the rotations, and of the renewal of the basis
-            work += 4 * numel * axis.size + 7 * count * axis.size**3 / every
+            work += 7 * count * axis.size**3 / every  # of the renewal of the basis
     return Cost(work, memory)
 
 

@@ -378,9 +378,8 @@ class Binding:
         """Raises ValueError if state that is about to be loaded does not fit."""
         records = state_dicts.records_in_order(state_dict)
         if any(records):
-            group = dict(optimizer.param_groups[0])
-            for key in ("total_steps", "factor_rows"):  # decide about the state
-                group[key] = state_dict["param_groups"][0][key]
+            saved, present = state_dict["param_groups"][0], optimizer.param_groups[0]
+            group = state_dicts.group_of_state(saved, present)
             self._check_records(self.parameters(optimizer), records, group)
 
     def is_shared(self, params: Sequence[Tensor]) -> bool:
@@ -395,7 +394,6 @@ class Binding:
         groups: with which the state was made.
         """
         bound = self.parameters(optimizer)
-        factor_rows = groups[0]["factor_rows"]
-        group = {**optimizer.param_groups[0], "factor_rows": factor_rows}
+        group = state_dicts.group_of_state(groups[0], optimizer.param_groups[0])
         rule = self._rule_with(bound, group)
         return rule.shared_state(bound.params)

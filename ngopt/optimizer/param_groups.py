@@ -23,7 +23,7 @@ Group = dict[str, Any]
 
 # Settings of groups: those that may differ, and those that all groups share.
 PER_GROUP = ("lr", "scale", "weight_decay", "maximize")
-COUNTS = ("total_steps", "precondition_frequency", "factor_rows")
+COUNTS = ("total_steps", "precondition_frequency", "factor_rows")  # integers or None
 SHARED = (*COUNTS, "reference_lr", "lr_schedule")
 BUILT_IN = "built-in"  # `lr_schedule`: see `learning_rates`
 
@@ -186,11 +186,11 @@ def check_settings(group: Group, is_new: bool = True) -> None:
             f"NGOptimizer: maximize: expected True or False; got {maximize!r}"
         )
     for key in COUNTS:
-        steps = group[key]
-        is_int = isinstance(steps, int) and not isinstance(steps, bool)
-        if steps is not None and not (is_int and steps >= 1):
+        count = group[key]
+        is_int = isinstance(count, int) and not isinstance(count, bool)
+        if count is not None and not (is_int and count >= 1):
             raise ValueError(
-                f"NGOptimizer: {key}: expected an integer >= 1 or None; got {steps!r}"
+                f"NGOptimizer: {key}: expected an integer >= 1 or None; got {count!r}"
             )
 
 

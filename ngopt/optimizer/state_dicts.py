@@ -147,6 +147,11 @@ def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group
     return [{**group, "total_steps": total_steps} for group in groups]
 
 
+def group_of_state(saved: Group, present: Group) -> Group:
+    """A present group with the saved settings that decide which state there is."""
+    return {**present, **{key: saved[key] for key in ("total_steps", "factor_rows")}}
+
+
 def _numbers(groups: Sequence[Group]) -> list[Any]:
     """The numbers of all parameters in the groups of a state_dict."""
     return [number for group in groups for number in group["params"]]

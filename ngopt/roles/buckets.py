@@ -108,6 +108,11 @@ class MatrixLayout:
     part: tuple[int, ...] = ()
 
     @property
+    def products(self) -> int:
+        """Multiplications of a step: three rotations and X X^T, without renewals."""
+        return 4 * prod(self.shape) * sum(axis.size for axis in self.axes)
+
+    @property
     def has_parts(self) -> bool:
         """Whether an axis has several parts."""
         return any(axis.parts > 1 for axis in self.axes)

@@ -6,7 +6,7 @@ matrices whose axes are all too long, and axes that are divided to make steps ch
 those of inputs times kernel positions among them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf, prod
 from operator import attrgetter
@@ -75,8 +75,8 @@ def _table(block: MatrixBlock, limits: FactorLimits) -> MatrixLayout:
     _, dimension, *tokens = block.view.shape
     has_factor = 1 < dimension <= limits.longest
     axes = [Axis("rows", 1, dimension, prod(tokens))] * has_factor
-    axes = _divided(axes, 1, block.view.numel, limits)
-    return MatrixLayout((1, dimension, prod(tokens), 1), tuple(axes), block.view)
+    axes = tuple(_divided(axes, limits))
+    return MatrixLayout((1, dimension, prod(tokens), 1), axes, block.view)
 
 
 def _matrices(
@@ -114,14 +114,13 @@ def _matrices(
         channels, kernel = channels * kernel, 1
         axes = [Axis("rows", parts, rows, channels)] * (rows > 1)
         axes += [Axis("channels", 1, channels, parts * rows)] * (channels > 1)
-        axes = _divided(axes, groups, numel, limits)
+        pieces = _divided(axes, limits)
+        axes = [x for x in pieces if limits.allow(x.size, groups * x.parts, numel)]
     shape = (groups, parts * rows, channels, kernel)
     return MatrixLayout(shape, tuple(axes), block.view)
 
 
-def _divided(
-    axes: Sequence[Axis], groups: int, numel: int, limits: FactorLimits
-) -> list[Axis]:
+def _divided(axes: Sequence[Axis], limits: FactorLimits) -> list[Axis]:
     """Axes in equal pieces within `limits.rows`, the longest divided first.
 
     One whose pieces would have less than MIN_ROWS rows is not divided further. The
@@ -137,10 +136,7 @@ def _divided(
             rest[place] = replace(longest, parts=longest.parts * pieces, size=size)
         else:
             kept.append(rest.pop(place))
-    result = sorted(kept + rest, key=attrgetter("name"), reverse=True)  # rows first
-    counts = [groups * axis.parts for axis in result]
-    pairs = zip(result, counts, strict=True)
-    return [axis for axis, count in pairs if limits.allow(axis.size, count, numel)]
+    return sorted(kept + rest, key=attrgetter("name"), reverse=True)  # rows first
 
 
 def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
@@ -156,15 +152,6 @@ def _in_memory_order(layout: MatrixLayout) -> MatrixLayout:
     shape = (groups, *view.shape[2:], rows)
     view = replace(view, shape=shape, strides=(first, *across, 1))
     return MatrixLayout((groups, channels, rows, 1), axes, view)
-
-
-def products(layouts: Iterable[MatrixLayout]) -> int:
-    """Multiplications of a step, without those of renewals."""
-    count = 0
-    for layout in layouts:
-        for axis in layout.axes:
-            count += 4 * prod(layout.shape) * axis.size  # 3 rotations, X X^T
-    return count
 
 
 def _divisor(n: int, least: int) -> int:

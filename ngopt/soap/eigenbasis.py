@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ngopt.roles.buckets import MatrixLayout
-from ngopt.roles.kronecker_factors import products
 
 LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
 MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
@@ -59,15 +58,15 @@ def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> i
 
     CPUs are bound by FLOPs (`MAX_RATIO`), accelerators by launches (`MAX_SIZES`).
     """
-    layouts = list(layouts)
-    renewal, sizes = 0, set()
+    renewal = others = 0
+    sizes = set()
     for layout in layouts:
+        others += layout.products
         for axis in layout.axes:
             renewal += 6 * layout.shape[0] * axis.parts * axis.size**3
             sizes.add(axis.size)
     if device.type == "cpu":
-        others = max(products(layouts), 1)
-        cost = renewal / MAX_RATIO / min(others, MAX_PRODUCTS)
+        cost = renewal / MAX_RATIO / min(max(others, 1), MAX_PRODUCTS)
     else:
         cost = len(sizes) / MAX_SIZES
     for every in INTERVALS:

@@ -46,18 +46,15 @@ def accumulate(
 def precondition(
     grad: Tensor, momentum: Tensor, second: Tensor, scalars: StepScalars, first: int
 ) -> tuple[Tensor, Tensor]:
-    """Nesterov's momentum, and rows of the gradient from `first` on, divided by the
-    root of second moments, in the eigenbasis.
+    """Nesterov's momentum divided by the root of second moments, in the eigenbasis.
 
-    Updates `momentum` and the second moments `second` in place.
+    Updates `momentum` and the second moments `second` in place. Also returns the
+    inverse root of rows from `first` on.
     """
     second.mul_(scalars.second_moment_decay).add_(grad.square())
     squares = torch.addcmul(scalars.damping, second, scalars.second_moment_correction)
     inverse_root = squares.rsqrt_()
-    measured = grad[first:]
-    if len(measured):
-        measured = measured * inverse_root[first:]
-    return momentum.mul_(inverse_root), measured
+    return momentum.mul_(inverse_root), inverse_root[first:]
 
 
 def change(

@@ -35,7 +35,6 @@ from ngopt.roles.kronecker_factors import (
     CPU_ROWS_OF_FEW,
     FactorLimits,
     layouts_of,
-    products,
 )
 from ngopt.schedule import warn_past_horizon
 from ngopt.soap.config import Multiplier, Network, SoapConfig, kept_scalars
@@ -117,7 +116,7 @@ class SoapRule(BoundRule):
         self.bias_matrices = matrices_of_biases(self.graph, self.roles)
         if self.factor_rows is None:
             whole = chain.from_iterable(self._layouts(self.soap.unlimited_rows))
-            is_large = products(whole) > CPU_PRODUCTS
+            is_large = sum(layout.products for layout in whole) > CPU_PRODUCTS
             self.factor_rows = CPU_ROWS if is_large else CPU_ROWS_OF_FEW
         self.layouts = self._layouts(self.factor_rows)
         self._updates: list[SoapUpdate] = []

@@ -223,11 +223,13 @@ class SoapUpdate:
             grad = bucket.rotate(stacks, bases, False, step.in_place)
             stacks = bucket.stacked.split(ahead)
             ahead = bucket.rotate(stacks, bases, False, step.in_place)
-        u, gradient = step.elementwise.precondition(
-            grad, ahead, second, rows, bucket.first
+        first = bucket.first
+        u, inverse_roots = step.elementwise.precondition(
+            grad, ahead, second, rows, first
         )
         if bucket.measured:  # products of a bias are added to those of its matrix
-            x, y = gradient.detach(), u[bucket.first :].detach().to(gradient.dtype)
+            x = (grad[first:] * inverse_roots).detach()
+            y = u[first:].detach().to(x.dtype)
             products = devices.row_products([(x, x), (x, y), (y, y)])
             sums = step.sums[2:]
             sums.index_add_(1, self._matrices[bucket], products.to(sums.dtype))

@@ -44,9 +44,9 @@ def check(lanes, dtype):
         m, v = momentum.clone(), second.clone()
         g, ahead = module.accumulate(grad, m, numbers, SoapConfig(), dtype)
         kept = g.clone(), ahead.clone()
-        u, gradient = module.precondition(g, ahead, v, numbers, 1)
+        u, inverse_roots = module.precondition(g, ahead, v, numbers, 1)
         changes = module.change(u.clone(), m, weights, numbers)
-        results.append([*kept, m, v, u, gradient, changes])
+        results.append([*kept, m, v, u, inverse_roots, changes])
     near = 2e-2 if dtype == torch.bfloat16 else 1e-5
     for expected, x in zip(*results, strict=True):
         assert x.dtype == expected.dtype

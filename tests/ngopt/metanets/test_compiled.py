@@ -160,9 +160,9 @@ class TestDefault:
             given = grad, momentum, numbers, config, dtype
             grad, ahead = fuse(elementwise.accumulate)(*given)
             given = grad, ahead, second, numbers, 9
-            u, gradient = fuse(elementwise.precondition)(*given)
+            u, inverse_roots = fuse(elementwise.precondition)(*given)
             delta = fuse(elementwise.change)(u, momentum, weights, numbers)
-            return grad, momentum, second, u, gradient, delta
+            return grad, momentum, second, u, inverse_roots, delta
 
         counts = []
         for shape in ((40, 16), (33, 128), (70, 16), (90, 128), (50, 16)):

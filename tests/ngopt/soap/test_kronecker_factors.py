@@ -314,6 +314,13 @@ class TestRows:
         found = axes(Soap().bind(graph, device=CPU).layouts[0][0])
         assert found == expected
 
+    @pytest.mark.parametrize(
+        ("device", "expected"), [(None, channels(1, 768)), (CPU, channels(8, 96))]
+    )
+    def test_tables_of_few_tokens_keep_their_factor(self, device, expected):
+        graph = build_graph(nn.Embedding(60, 768, device="meta"), torch.arange(3))
+        assert axes(Soap().bind(graph, device=device).layouts[0][0]) == [expected]
+
     def test_the_limit_is_set_before_the_first_step(self):
         model = self.model()
         opt = NGOptimizer([{"params": model[0].parameters()}])
