@@ -206,6 +206,8 @@ class Bucket:
             rest = len(entries) - len(self.stacks[-1])
             stacks[-1] = (1, int(rows[rest:].sum()) * lanes)
         self.stacked = PaddedRows(stacks, lanes)
+        # whether the last product of a stack reads what it would be written over
+        self._reads_places = any(len(x[0].layout.axes) == 1 for x in self.stacks)
 
     def spread(self, scalars: Tensor) -> Sequence[Tensor]:
         """(k, parameters) -> k times (rows, 1)."""
@@ -220,28 +222,33 @@ class Bucket:
         return self.pieces.join(matrices)
 
     def rotate(
-        self, stacks: list[Tensor], bases: Sequence[Tensor], back: bool, in_place: bool
+        self,
+        values: Tensor,
+        stacks: list[Tensor],
+        bases: Sequence[Tensor],
+        back: bool,
+        in_place: bool,
     ) -> Tensor:
-        """Stacks -> (rows, lanes) in their eigenbases, or back.
+        """Values (rows, lanes) in their eigenbases, or back.
 
         Args:
-            stacks: views of `stacked`; they are replaced.
+            stacks: their views by `stacked`; products replace them.
             bases: of `factors`.
             in_place: whether `out=` can write products to their places: neither
-                autograd nor vmap is used.
+                autograd nor vmap is used. May overwrite `values`.
         """
-        result, places = None, []
-        if in_place and len(stacks) > 1 and not self.stacked.has_gaps:
-            result = stacks[0].new_empty(len(self.owners), self.stacked.lanes)
+        result, places = values, list(stacks)
+        has_places = in_place and len(stacks) > 1 and not self.stacked.has_gaps
+        if has_places and self._reads_places:
+            result = torch.empty_like(values)
             places = self.stacked.split(result)
         last = {factors.stack: k for k, factors in enumerate(self.factors)}
         for k, ((i, axis, _), basis) in enumerate(
             zip(self.factors, bases, strict=True)
         ):
-            # the last product of a stack need not be copied
-            out = places[i] if places and k == last[i] else None
+            out = places[i] if has_places and k == last[i] else None
             stacks[i] = axis.rotate(stacks[i], basis, back, out)
-        if result is None:
+        if not has_places:
             return self.stacked.join(stacks)
         for place, x in zip(places, stacks, strict=True):
             if x is not place:

@@ -11,7 +11,7 @@ columns of P are zero, Q does not change.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -22,12 +22,14 @@ from ngopt.roles.buckets import MatrixLayout
 LIFT = 1e-3  # in largest eigenvalues: directions with smaller ones are noise
 MAX_ANGLE = 1.25  # of a rotation: largest singular value of A
 TINY = 1e-30
-# The renewals of one size cost at least as much as that of a basis with this many rows.
-MIN_ROWS = 80
+# The renewals of one size cost at least as much as that of a basis with MIN_ROWS rows.
+# They are distributed over steps if they cost more than MAX_TOGETHER times as much.
+MIN_ROWS, MAX_TOGETHER = 80, 4
 INTERVALS = 2, 5, 10  # choices of steps between two renewals of a basis
+CPU_INTERVALS = 2, 3, 5, 7, 10
 # CPUs: largest ratio of multiplications of renewals to those of all other products, of
 # which no more than MAX_PRODUCTS count.
-MAX_RATIO, MAX_PRODUCTS = 1.5, 2e8
+MAX_RATIO, MAX_PRODUCTS = 1.25, 2e8
 MAX_SIZES = 3  # accelerators: sizes of bases that are renewed in one step
 ROUNDS = 8  # steps after which rounds of renewals become one step longer, at first
 
@@ -38,17 +40,16 @@ def renewed(factor: Tensor, basis: Tensor) -> Tensor:
     values = s.diagonal(dim1=1, dim2=2).clamp(min=TINY)  # less than 0 by rounding
     rows = values.unsqueeze(2)
     columns = values.unsqueeze(1)
-    lift = values.amax(1)[:, None, None]
+    lift = rows.amax(1, keepdim=True)
     a = torch.maximum(rows, columns).add_(lift, alpha=LIFT).copysign_(columns - rows)
     s = s.div_(a).triu(1)
     a = s - s.mT
     s = torch.bmm(a, a)
     # |A|_2^2 <= |A A|_F: never too small, as an estimate by a power method can be
     bound = torch.linalg.vector_norm(s, dim=(1, 2), keepdim=True)
-    shrink = MAX_ANGLE**2 / bound.clamp(min=MAX_ANGLE**2)
-    a *= shrink.sqrt()
-    s *= shrink / 2
-    q = torch.baddbmm(basis, basis, a.add_(s))
+    shrink = bound.clamp(min=MAX_ANGLE**2).rsqrt() * MAX_ANGLE
+    s = s.mul_(shrink / 2).add_(a).mul_(shrink)
+    q = torch.baddbmm(basis, basis, s)
     squares = torch.bmm(q.mT, q)
     return torch.baddbmm(q, q, squares, beta=1.5, alpha=-0.5)  # Newton-Schulz
 
@@ -66,31 +67,31 @@ def renewal_interval(layouts: Iterable[MatrixLayout], device: torch.device) -> i
             renewal += 6 * layout.shape[0] * axis.parts * axis.size**3
             sizes.add(axis.size)
     if device.type == "cpu":
+        intervals = CPU_INTERVALS
         cost = renewal / MAX_RATIO / min(max(others, 1), MAX_PRODUCTS)
     else:
+        intervals = INTERVALS
         cost = len(sizes) / MAX_SIZES
-    for every in INTERVALS:
-        if cost <= every:
-            return every
-    return INTERVALS[-1]
+    return next((every for every in intervals if cost <= every), intervals[-1])
 
 
 def renewal_positions(counts: Mapping[int, int]) -> dict[int, list[float]]:
     """Position of each basis in a round of renewals, in (0, 1), by size.
 
-    counts: number of bases of every size. A round renews one size after the other.
+    counts: number of bases of every size. A round renews one size after the other;
+    bases of a size that costs little are renewed together.
     """
-    ends = [0.0]
-    for n, count in counts.items():
-        for _ in range(count):
-            ends.append(ends[-1] + n**3 + MIN_ROWS**3 / count)
+    costs = {n: max(count * n**3, MIN_ROWS**3) for n, count in counts.items()}
+    total = sum(costs.values())
     positions = {}
-    first = 0
+    start = 0.0
     for n, count in counts.items():
-        last = first + count
-        pairs = pairwise(ends[first : last + 1])
-        positions[n] = [(a + b) / 2 / ends[-1] for a, b in pairs]
-        first = last
+        share = costs[n] / total
+        shares = [0.5] * count
+        if costs[n] > MAX_TOGETHER * MIN_ROWS**3:
+            shares = [(k + 0.5) / count for k in range(count)]
+        positions[n] = [start + share * x for x in shares]
+        start += share
     return positions
 
 

@@ -220,9 +220,9 @@ class SoapUpdate:
                     copy = not step.in_place
                     step.bases[axis.size] = of_size.to(self._product_dtype, copy=copy)
                 bases.append(step.bases[axis.size][indices])
-            grad = bucket.rotate(stacks, bases, False, step.in_place)
+            grad = bucket.rotate(grad, stacks, bases, False, step.in_place)
             stacks = bucket.stacked.split(ahead)
-            ahead = bucket.rotate(stacks, bases, False, step.in_place)
+            ahead = bucket.rotate(ahead, stacks, bases, False, step.in_place)
         first = bucket.first
         u, inverse_roots = step.elementwise.precondition(
             grad, ahead, second, rows, first
@@ -234,7 +234,8 @@ class SoapUpdate:
             sums = step.sums[2:]
             sums.index_add_(1, self._matrices[bucket], products.to(sums.dtype))
         if bucket.factors:
-            u = bucket.rotate(bucket.stacked.split(u), bases, True, step.in_place)
+            stacks = bucket.stacked.split(u)
+            u = bucket.rotate(u, stacks, bases, True, step.in_place)
         return u
 
     def change(
@@ -336,7 +337,6 @@ class SoapUpdate:
                 x = axis.unfold(stacks[i])
                 devices.add_squares_(factor, x, alpha, step.in_place)
 
-    @torch.no_grad()
     def renew(self, step: Step, size: int, indices: slice, active: Tensor) -> None:
         """Renews eigenbases where `active`, (count, 1, 1), is 1, without autograd."""
         step.bases.pop(size, None)
@@ -344,11 +344,11 @@ class SoapUpdate:
         factors = step.state.factors[size][indices]
         dtype = self.layout.dtype if bases.is_cpu else bases.dtype
         count = max(1, self._renewed_bytes // (size**2 * dtype.itemsize))
-        batches = [x.split(count) for x in (factors.detach(), bases, active)]
+        batches = [x.detach().split(count) for x in (factors, bases, active)]
         for factor, basis, mask in zip(*batches, strict=True):
             with self._full_precision(basis.device):
                 new = renewed(factor.to(dtype), basis.to(dtype))
-            basis.copy_(torch.where(mask > 0, new.to(basis.dtype), basis))
+            basis.copy_(basis.lerp(new.to(basis.dtype), mask.to(basis.dtype)))
 
     def add_distance(self, step: Step, bucket: Bucket, delta: Tensor) -> None:
         """Adds squares of steps, and squared distances from the initial values.

@@ -176,7 +176,7 @@ class TestInterval:
     def test_on_a_cpu_flops_decide(self):
         # 6 (m^3 + n^3) for renewals, 4 m n (m + n) for all other products
         assert renewal_interval(self.layouts(100, 100), CPU) == 2  # 1.5 times as much
-        assert renewal_interval(self.layouts(100, 300), CPU) == 5  # 3.5
+        assert renewal_interval(self.layouts(100, 300), CPU) == 3  # 3.5
         assert renewal_interval(self.layouts(32, 288), CPU) == 10  # 12
         assert renewal_interval([], CPU) == 2
 
