@@ -8,7 +8,7 @@ from ngopt.graph import NeuralGraph, build_graph, register_layer_rule
 from ngopt.metanets import Metanet
 from ngopt.optimizer import NGOptimizer
 from ngopt.pretrained import list_pretrained, load_pretrained, save_pretrained
-from ngopt.roles import parameter_roles
+from ngopt.roles import mup_groups, parameter_roles
 from ngopt.soap.config import SoapConfig
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "build_graph",
     "list_pretrained",
     "load_pretrained",
+    "mup_groups",
     "parameter_roles",
     "register_layer_rule",
     "save_pretrained",

@@ -2,5 +2,6 @@
 
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.roles.from_module import parameter_roles
+from ngopt.roles.mup import mup_groups
 
-__all__ = ["ParameterRole", "parameter_roles"]
+__all__ = ["ParameterRole", "mup_groups", "parameter_roles"]
