@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from harness.random import seeded
-from meta_train.problems import exact, situations
+from meta_train.problems import exact, ladders, situations
 from meta_train.problems.images import (
     CIFAR,
     CIFAR_16,
@@ -241,6 +241,7 @@ PROBLEMS: dict[str, SupervisedProblem] = named(
         **_PAPER,
         **_BEYOND_THE_PAPER,
         **exact.EXACT,
+        **ladders.LADDERS,
     }
 )
 # For meta-training only: a family in which each seed is another network, and a wide
@@ -265,6 +266,7 @@ LISTS = {
     "paper": PAPER,
     "beyond": tuple(_BEYOND_THE_PAPER),
     "exact": tuple(exact.EXACT),
+    "ladders": tuple(ladders.LADDERS),
     "situations": situations.DEVELOPING,
     "situations-validation": situations.VALIDATING,
     "situations-test": situations.TESTING,

@@ -46,6 +46,24 @@ def strided_cnn(
     return layers.extend(_classifier(channels[-1]))
 
 
+def even_cnn(
+    in_channels: int, width: int, depth: int, norm: Norm | None = None
+) -> nn.Module:
+    """3x3 convolutions of one width, the first of stride 2, each with ReLU.
+
+    norm: between a convolution and its ReLU.
+    """
+    layers = nn.Sequential()
+    for number in range(depth):
+        fan_in, stride = (width, 1) if number else (in_channels, 2)
+        if norm is None:
+            layers.append(nn.Conv2d(fan_in, width, 3, stride, 1))
+        else:
+            layers.extend([_conv3x3(fan_in, width, stride), norm(width)])
+        layers.append(nn.ReLU())
+    return layers.extend(_classifier(width))
+
+
 def pooled_cnn(channels: Sequence[int], side: int) -> nn.Module:
     """5x5 convolutions with max-pooling, then a linear layer, similar to LeNet.
 

@@ -56,6 +56,26 @@ class SirenSlopes(Siren):
         return F.linear(slopes, last.weight).squeeze(-1)
 
 
+class ResidualMlp(nn.Module):
+    """Residual blocks of a norm and two linear layers, between two linear layers."""
+
+    def __init__(self, fan_in: int, fan_out: int, width: int, blocks: int):
+        super().__init__()
+        self.first = nn.Sequential(nn.Flatten(), nn.Linear(fan_in, width))
+        self.blocks = nn.ModuleList()
+        for _ in range(blocks):
+            layers = nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()
+            self.blocks.append(nn.Sequential(*layers, nn.Linear(width, width)))
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, fan_out))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (b, channels, height, width); returns (b, fan_out)"""
+        hidden = self.first(images)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(hidden)
+
+
 class MixtureOfExperts(nn.Module):
     """A mixture of MLPs; a gate selects two of them for each input."""
 
