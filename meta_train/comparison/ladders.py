@@ -9,8 +9,8 @@ and a picture of each family into its folder; the same command resumes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, product
 from math import inf, log, log2
 from pathlib import Path
 from statistics import fmean
@@ -62,8 +62,9 @@ class Cell:
     family: str
     axis: str
     value: int
+    problem: str
     optimizer: str
-    losses: Losses
+    losses: Losses = field(default_factory=dict)
 
     @property
     def best(self) -> float:
@@ -114,30 +115,26 @@ def rates_of(optimizer: str) -> Sequence[float]:
 
 def climb(config: Config) -> list[Cell]:
     """Trains what is not on record yet."""
-    planned = []
+    planned: list[tuple[Cell, dict[float, list[Run]]]] = []
     for optimizer, family, axis in product(config.optimizers, config.families, AXES):
         rungs = list(ladder(family, axis).items())
-        for value, problem in (
-            rungs if optimizer == DEFAULT else rungs[:: len(rungs) - 1]
-        ):
-            runs = plan(problem, optimizer, config.seeds)
-            planned.append((family, axis, value, optimizer, runs))
-    runs_of_all = {
-        run for *_, runs in planned for of_rate in runs.values() for run in of_rate
-    }
-    ordered = sorted(runs_of_all, key=str)
-    with tqdm(total=len(ordered), unit="run") as bar:
-        folder = Path(config.folder, "records")
-        made = execute(ordered, folder, config.processes, bar)
-    records = dict(zip(ordered, made, strict=True))
-    cells = []
-    for family, axis, value, optimizer, runs in planned:
-        losses = {}
-        for rate, of_rate in runs.items():
-            of_seeds = [records[run]["validation"]["loss"] for run in of_rate]
-            losses[rate] = inf if None in of_seeds else fmean(of_seeds)
-        cells.append(Cell(family, axis, value, optimizer, losses))
-    return cells
+        if optimizer != DEFAULT:
+            rungs = [rungs[0], rungs[-1]]
+        for value, problem in rungs:
+            cell = Cell(family, axis, value, problem, optimizer)
+            planned.append((cell, plan(problem, optimizer, config.seeds)))
+    by_rate = chain.from_iterable(runs.values() for _, runs in planned)
+    runs = list(dict.fromkeys(chain.from_iterable(by_rate)))
+    with tqdm(total=len(runs), unit="run") as bar:
+        records = execute(runs, Path(config.folder, "records"), config.processes, bar)
+    losses = {}
+    for run, record in zip(runs, records, strict=True):
+        loss = record["validation"]["loss"]
+        losses[run] = inf if loss is None else loss
+    for cell, runs_of_cell in planned:
+        for rate, of_rate in runs_of_cell.items():
+            cell.losses[rate] = fmean(losses[run] for run in of_rate)
+    return [cell for cell, _ in planned]
 
 
 def drifts(cells: Sequence[Cell]) -> list[dict[str, str]]:
@@ -165,7 +162,7 @@ def drifts(cells: Sequence[Cell]) -> list[dict[str, str]]:
 
 def summary(cells: Sequence[Cell]) -> str:
     """Of the default's cells, each once, though the base is on four ladders."""
-    once = {(cell.family, *cell.losses.values()): cell for cell in cells}
+    once = {cell.problem: cell for cell in cells}
     fitting = sum(cell.fits for cell in once.values())
     mean = 100 * fmean(cell.excess for cell in once.values())
     return (

@@ -1,0 +1,93 @@
+import json
+from itertools import pairwise
+from math import log
+from pathlib import Path
+
+import pytest
+
+from meta_train.comparison import ladders
+from meta_train.comparison.inner_training import Run
+from meta_train.comparison.ladders import Cell, Config, drifts, plan, run, summary
+from meta_train.problems import LISTS, load_problem
+from meta_train.problems.ladders import AXES, FAMILIES, ladder
+
+
+def cell(losses, value=2, axis="depth", optimizer="default"):
+    return Cell("mlp", axis, value, "ladder-mlp", optimizer, losses)
+
+
+def test_there_are_enough_cells():
+    assert len(LISTS["ladders"]) >= 80
+    for name, axis in ((name, axis) for name in FAMILIES for axis in AXES):
+        rungs = list(ladder(name, axis))
+        assert all(a < b for a, b in pairwise(rungs))
+        problems = [load_problem(x) for x in ladder(name, axis).values()]
+        if axis == "batch":
+            assert [problem.batch_size for problem in problems] == rungs
+        if axis == "steps":
+            assert [problem.steps for problem in problems] == rungs
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_grow_with_width_and_depth(name):
+    for axis in ("width", "depth"):
+        sizes = []
+        for problem in ladder(name, axis).values():
+            model = load_problem(problem).init(0)
+            sizes.append(sum(p.numel() for p in model.parameters()))
+        assert all(a < b for a, b in pairwise(sizes))
+
+
+def test_multipliers_are_runs_of_the_default():
+    runs = plan("ladder-mlp", "default", seeds=2)
+    assert list(runs) == [0.25, 0.5, 1, 2, 4]
+    names = {rate: {run.optimizer for run in of_rate} for rate, of_rate in runs.items()}
+    assert names[1] == {"default"}
+    assert names[0.5] == {"default:scale=0.5"}
+    assert [run.seed for run in runs[2]] == [0, 1]
+    assert {run.lr for run in plan("ladder-mlp", "adamw-cosine", 1)[0.003]} == {0.003}
+
+
+@pytest.mark.parametrize(
+    ("losses", "fits"),
+    [
+        ({0.5: 1.0, 1.0: 1.005, 2.0: 1.2}, True),
+        ({0.5: 1.0, 1.0: 1.02, 2.0: 1.2}, False),
+        ({0.25: 1.0, 0.5: 1.001, 1.0: 1.002}, False),
+    ],
+)
+def test_a_cell_fits_if_1_is_near_the_best(losses, fits):
+    assert cell(losses).fits == fits
+    assert cell(losses).excess == pytest.approx(log(losses[1.0]))
+
+
+def test_drift_is_between_the_ends():
+    small, large = cell({0.5: 2, 1.0: 3, 2.0: 1}), cell({0.5: 1, 1.0: 2, 2.0: 3}, 32)
+    (row,) = drifts([small, cell({1.0: 1.0}, 8), large])
+    assert (row["from"], row["to"], row["drift"]) == ("2: 2", "32: 0.5", "x 4")
+
+
+def test_the_base_counts_once():
+    losses = {0.5: 1.0, 1.0: 0.9}
+    assert summary([cell(losses), cell(losses, axis="width")]).startswith(
+        "1 of 1 cells"
+    )
+
+
+def test_a_run_writes_its_results(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def execute(runs: list[Run], folder, processes, bar):
+        trained.extend(runs)
+        return [{"validation": {"loss": 1 + abs(log(run.lr or 1))}} for run in runs]
+
+    monkeypatch.setattr(ladders, "execute", execute)
+    run(Config(("mlp",), seeds=1, folder=str(tmp_path)))
+    cells = json.loads(Path(tmp_path, "ladders.json").read_text())
+    rungs = sum(map(len, FAMILIES["mlp"].rungs.values()))
+    ends = 2 * len(AXES)
+    assert len(cells) == rungs + len(ladders.BASELINES) * ends
+    assert len({run for run in trained}) == len(trained)
+    assert "12 of 12 cells fit" in capsys.readouterr().out
+    assert Path(tmp_path, "mlp.png").stat().st_size > 1000
+    assert "| mlp" in Path(tmp_path, "ladders.md").read_text()
