@@ -6,8 +6,8 @@ Trains each network for some steps of AdamW at several widths, with one learning
 for all parameters and with `mup_groups`. The change of a logit, root mean square over
 a batch, must not depend on the width (Yang et al. 2022, section D.1): the exponent is
 the slope of its logarithm over that of the width, mean over seeds. Heads keep their
-size, so attention needs no other scale. With `mup_groups` output weights begin at zero,
-tied tables in proportion to 1 / width.
+size, so attention needs no other scale. Output weights begin at zero, tied tables in
+proportion to 1 / width.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from benchmarks.records import Record, parser_of, table, write
 from ngopt import mup_groups
 
 WIDTHS = 64, 128, 256, 512
-STEPS, LR, HEAD, VOCABULARY = 5, 1e-3, 16, 97
+STEPS, LR, HEAD, VOCABULARY = 5, 1e-4, 16, 97
 REFERENCE = 256
 
 
@@ -97,10 +97,10 @@ def change_of_logits(name: str, width: int, seed: int, is_mup: bool) -> float:
     """Root mean square of the changes that `STEPS` steps make."""
     torch.manual_seed(seed)
     model = NETWORKS[name](width).eval()  # without dropout
-    if is_mup:  # muP's initial weights; T5 scales its logits itself
+    if name != "t5":  # muP's initial weights; T5 scales its logits itself
         scale = REFERENCE / width if model.config.tie_word_embeddings else 0.0
         with torch.no_grad():
-            model.get_output_embeddings().weight *= 1.0 if name == "t5" else scale
+            model.get_output_embeddings().weight *= scale
     inputs = inputs_of(name, seed)
     codes = inputs.get("decoder_input_ids", inputs["input_ids"])
     groups: Any = model.parameters()

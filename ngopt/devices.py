@@ -104,7 +104,7 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
 
 def row_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Inner products of the rows of two tensors (rows, lanes), (pairs, rows)."""
-    if pairs[0][0].is_cpu:  # without copies; faster than sums of short rows
+    if pairs[0][0].is_cpu:  # small products and sums of short rows are slower
         ones = pairs[0][0].new_ones(pairs[0][0].shape[1])
         return torch.stack([torch.mv(x * y, ones) for x, y in pairs])
     x = torch.cat([x for x, _ in pairs]).unsqueeze(1)
@@ -120,7 +120,7 @@ def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None
     total: (b, n, n). x: (b * pieces, n, m); products of pieces are added up. in_place:
     see `precise_bmm`.
     """
-    is_whole = in_place and x.shape[0] == total.shape[0]  # faster than len
+    is_whole = in_place and x.shape[0] == total.shape[0]
     if is_whole and x.dtype == total.dtype:
         total.baddbmm_(x, x.mT, alpha=alpha)
     elif is_whole and x.is_cuda and total.dtype == torch.float32 and _has_out_dtype():
@@ -128,7 +128,7 @@ def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None
         add(total, x, x.mT, torch.float32, alpha=alpha, out=total)
     else:
         squares = precise_bmm(x, x.mT, in_place).detach()
-        if len(x) != len(total):
+        if x.shape[0] != total.shape[0]:
             squares = squares.view(len(total), -1, *total.shape[1:]).sum(1)
         total.add_(squares, alpha=alpha)
 

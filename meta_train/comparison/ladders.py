@@ -9,11 +9,12 @@ and a picture of each family into its folder; the same command resumes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
-from math import inf, log, log2
+from math import inf, isfinite, log2
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from meta_train.problems import load_problem
 from meta_train.problems.ladders import AXES, FAMILIES, ladder
 
 MULTIPLIERS = 0.25, 0.5, 1.0, 2.0, 4.0
-NEAR = 0.01  # of the log loss: as good as the best
+NEAR = 0.01  # of the loss: as good as the best
 BASELINES = "adamw-cosine", "muon-cosine"
 
 Losses = dict[float, float]
@@ -64,7 +65,7 @@ class Cell:
     value: int
     problem: str
     optimizer: str
-    losses: Losses = field(default_factory=dict)
+    losses: Losses
 
     @property
     def best(self) -> float:
@@ -73,8 +74,8 @@ class Cell:
 
     @property
     def excess(self) -> float:
-        """The log loss at multiplier 1 above the best."""
-        return log(self.losses[1.0] / self.losses[self.best])
+        """The loss at multiplier 1 divided by the lowest, less 1."""
+        return self.losses[1.0] / self.losses[self.best] - 1
 
     @property
     def fits(self) -> bool:
@@ -115,15 +116,15 @@ def rates_of(optimizer: str) -> Sequence[float]:
 
 def climb(config: Config) -> list[Cell]:
     """Trains what is not on record yet."""
-    planned: list[tuple[Cell, dict[float, list[Run]]]] = []
+    planned: list[Any] = []  # fields of `Cell`, but runs in place of losses
     for optimizer, family, axis in product(config.optimizers, config.families, AXES):
         rungs = list(ladder(family, axis).items())
         if optimizer != DEFAULT:
             rungs = [rungs[0], rungs[-1]]
         for value, problem in rungs:
-            cell = Cell(family, axis, value, problem, optimizer)
-            planned.append((cell, plan(problem, optimizer, config.seeds)))
-    by_rate = chain.from_iterable(runs.values() for _, runs in planned)
+            runs_of_rung = plan(problem, optimizer, config.seeds)
+            planned.append((family, axis, value, problem, optimizer, runs_of_rung))
+    by_rate = chain.from_iterable(runs.values() for *_, runs in planned)
     runs = list(dict.fromkeys(chain.from_iterable(by_rate)))
     with tqdm(total=len(runs), unit="run") as bar:
         records = execute(runs, Path(config.folder, "records"), config.processes, bar)
@@ -131,10 +132,13 @@ def climb(config: Config) -> list[Cell]:
     for run, record in zip(runs, records, strict=True):
         loss = record["validation"]["loss"]
         losses[run] = inf if loss is None else loss
-    for cell, runs_of_cell in planned:
-        for rate, of_rate in runs_of_cell.items():
-            cell.losses[rate] = fmean(losses[run] for run in of_rate)
-    return [cell for cell, _ in planned]
+    cells = []
+    for family, axis, value, problem, optimizer, runs_of_rung in planned:
+        of_rung = {}
+        for rate, of_rate in runs_of_rung.items():
+            of_rung[rate] = fmean(losses[run] for run in of_rate)
+        cells.append(Cell(family, axis, value, problem, optimizer, of_rung))
+    return cells
 
 
 def drifts(cells: Sequence[Cell]) -> list[dict[str, str]]:
@@ -164,11 +168,12 @@ def summary(cells: Sequence[Cell]) -> str:
     """Of the default's cells, each once, though the base is on four ladders."""
     once = {cell.problem: cell for cell in cells}
     fitting = sum(cell.fits for cell in once.values())
-    mean = 100 * fmean(cell.excess for cell in once.values())
+    excess = [cell.excess for cell in once.values()]
+    finite = [x for x in excess if isfinite(x)]
     return (
         f"{fitting} of {len(once)} cells fit: the best multiplier is 1, 2 or .5, and "
-        f"the loss at 1 within {NEAR:.0%} of it. On average 1 is {mean:.1f} % above "
-        "the best."
+        f"the loss at 1 within {NEAR:.0%} of it. The loss at 1 is {fmean(finite):.1%} "
+        f"above the best on average, and not finite in {len(excess) - len(finite)}."
     )
 
 
@@ -191,7 +196,8 @@ def draw(path: Path, family: str, cells: Sequence[Cell]) -> None:
         panel.set_xscale("log", base=2 if optimizer == DEFAULT else 10)
         panel.set_ylim(0.99, 1.3)
         panel.grid(alpha=0.3)
-        panel.legend(title=axis, fontsize="small")
+        if rungs:
+            panel.legend(title=axis, fontsize="small")
         if row == len(optimizers) - 1 or optimizer == DEFAULT:
             panel.set_xlabel("multiplier" if optimizer == DEFAULT else "learning rate")
         if column == 0:

@@ -1,7 +1,8 @@
 """Lists problems with their sizes and the time of a run:
 `python -m meta_train.problems`.
 
-Takes half a minute a list on one core; it trains some steps of each problem with Adam.
+Takes half a minute to two minutes a list on one core; it trains some steps of each
+problem with Adam.
 `--names` prints the names alone.
 """
 

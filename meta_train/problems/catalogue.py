@@ -70,6 +70,7 @@ from meta_train.problems.supervised import (
     VARIATIONAL,
     Batch,
     SupervisedProblem,
+    classify,
     maker,
     named,
 )
@@ -123,7 +124,6 @@ def _choice(count: int) -> int:
     return int(torch.randint(count, ()).item())
 
 
-classify = maker(SupervisedProblem, CLASSIFY)
 regress = maker(SupervisedProblem, REGRESS)
 reconstruct = maker(SupervisedProblem, RECONSTRUCT)
 encode = maker(SupervisedProblem, VARIATIONAL)

@@ -13,23 +13,15 @@ from torch import nn
 
 from meta_train.problems.images import CIFAR_16, FASHION, FASHION_14
 from meta_train.problems.networks.convolutional import even_cnn
-from meta_train.problems.networks.dense import ResidualMlp, mlp
+from meta_train.problems.networks.dense import PreNormMlp, mlp
 from meta_train.problems.networks.sequential import CharacterRnn, Gpt, Vit
 from meta_train.problems.situations.initialization import he_normal, orthogonal_tanh
-from meta_train.problems.supervised import (
-    CLASSIFY,
-    Data,
-    SupervisedProblem,
-    maker,
-    named,
-)
+from meta_train.problems.supervised import Data, SupervisedProblem, classify, named
 from meta_train.problems.text import TEXT_32, VOCABULARY
 
 WIDTH, DEPTH, STEPS, BATCH = AXES = "width", "depth", "steps", "batch"
 DEPTHS = 2, 4, 8, 16, 32
 HORIZONS = 100, 300, 1000, 3000
-
-classify = maker(SupervisedProblem, CLASSIFY)
 
 
 @dataclass(frozen=True)
@@ -65,18 +57,18 @@ def family(
     return Family(data, network, rungs, {axis: x[1] for axis, x in rungs.items()})
 
 
-def plain_mlp(width: int, depth: int) -> nn.Module:
+def tanh_mlp(width: int, depth: int) -> nn.Module:
     return orthogonal_tanh(mlp, (196, *[width] * depth, 10), nn.Tanh)
 
 
-def plain_cnn(width: int, depth: int) -> nn.Module:
+def kaiming_cnn(width: int, depth: int) -> nn.Module:
     return he_normal(even_cnn, 3, width, depth)
 
 
 FAMILIES = {
-    "mlp": family(FASHION_14, plain_mlp),
-    "resmlp": family(FASHION_14, partial(ResidualMlp, 196, 10)),
-    "cnn": family(CIFAR_16, plain_cnn, (8, 32, 128)),
+    "mlp": family(FASHION_14, tanh_mlp),
+    "resmlp": family(FASHION_14, partial(PreNormMlp, 196, 10)),
+    "cnn": family(CIFAR_16, kaiming_cnn, (8, 32, 128)),
     "cnn-bn": family(CIFAR_16, partial(even_cnn, 3, norm=nn.BatchNorm2d), (8, 32, 128)),
     "gpt": family(
         TEXT_32,

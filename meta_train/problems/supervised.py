@@ -196,6 +196,10 @@ def maker(
     return make
 
 
+classify = maker(SupervisedProblem, CLASSIFY)
+"""Cross entropy."""
+
+
 def named(problems: Mapping[str, Any]) -> dict[str, Any]:
     """Problems by name, with these names."""
     return {name: replace(problem, name=name) for name, problem in problems.items()}

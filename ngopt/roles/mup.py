@@ -1,16 +1,20 @@
 """Groups of parameters with learning rates of muP (Yang et al. 2022), for AdamW."""
 
+from collections import defaultdict
+from math import isfinite
 from typing import Any
 
 from torch import nn
 
 from ngopt.graph.build import build_graph
-from ngopt.graph.groups_and_blocks import EdgeBlock
+from ngopt.graph.connectivity import unconnected
+from ngopt.graph.groups_and_blocks import NeuronGroup
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.roles.from_graph import roles_of
-from ngopt.roles.neuron_usage import is_dense
+from ngopt.roles.neuron_usage import is_dense, is_gated
+from ngopt.user_warnings import warn
 
 REFERENCE_WIDTH = 256
+MAX_FACTOR = 8.0  # narrower matrices, such as adapters, do not grow with the network
 
 
 def mup_groups(
@@ -24,17 +28,20 @@ def mup_groups(
     Table 8).
 
     A matrix that reads hidden neurons has the learning rate
-    `lr * reference_width / width`, where width is the number of neurons that it reads.
-    All other parameters have `lr`: those that read inputs of the network, tables,
-    norms and biases. The product of learning rate and weight decay is the same for
-    all. Which neurons are hidden follows from the graph of the network, so neither
-    names nor a base model are needed.
-
-    A table that is the output matrix, too, counts as one that reads hidden neurons.
+    `lr * reference_width / width`, where width is the number of hidden neurons that it
+    reads, times the positions of a kernel; at most `8 * lr`. A tied table counts as
+    such a matrix. All other parameters have `lr`: matrices that read inputs of the
+    network, depthwise kernels, tables, norms and biases. The product of learning rate
+    and weight decay is the same for all. Which neurons are hidden follows from the
+    graph of the network, so neither names nor a base model are needed.
 
     Weights and functions of the network stay as they are. muP also asks for initial
     output weights in proportion to 1 / width, or zeros. If the width of attention heads
     changes, it divides attention logits by that width instead of its root.
+
+    Matrices that read results of functions which mix neurons, such as sorting, a
+    Fourier transform or a spectral norm, have `lr`, too, and so have recurrent weights
+    if the state is an input of the network.
 
     Args:
         model, example_input: As for `build_graph`.
@@ -46,62 +53,80 @@ def mup_groups(
         "names" has the names of their parameters.
 
     Raises:
-        ValueError: As `build_graph`, or if it is unknown what parameters connect.
+        TypeError: If `model` is no module.
+        ValueError: As `build_graph`, if it is unknown what parameters connect, or if a
+            number is out of range.
 
     Examples:
         >>> groups = ngopt.mup_groups(model, example_input, lr=1e-3)
         >>> opt = torch.optim.AdamW(groups)
     """
-    graph = build_graph(model, example_input)
-    unknown = [
-        spec.name
-        for spec, is_inferred in zip(graph.parameters, graph.inferred, strict=False)
-        if is_inferred
-    ]
-    if unknown:
-        raise ValueError(
-            "mup_groups: expected a network that can be traced; got "
-            f"{len(unknown)} parameters of unknown connections, such as "
-            f"'{unknown[0]}'. Pass an example input, or give these layers a rule with "
-            "register_layer_rule."
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"mup_groups: model: expected a torch.nn.Module; got {type(model).__name__}"
         )
+    _check("lr", lr)
+    _check("weight_decay", weight_decay)
+    _check("reference_width", reference_width, is_positive=True)
+    graph = build_graph(model, example_input)
+    if any(graph.inferred):
+        unknown = graph.parameters[graph.inferred.index(True)].name
+        raise ValueError(
+            "mup_groups: expected a network that can be traced; got parameters of "
+            f"unknown connections, such as '{unknown}'. Pass an example input, or give "
+            "these layers a rule with register_layer_rule."
+        )
+    loose = unconnected(graph)
+    if loose:
+        warn(
+            f"mup_groups: {len(loose)} parameters are not connected to the others in "
+            f"the graph of the network, such as '{loose[0]}'. Matrices that read them "
+            "have lr, as if they read inputs."
+        )
+    widths = _widths_read(graph)
     parameters = dict(model.named_parameters())
     groups: dict[float, dict[str, Any]] = {}
-    for name, width in _widths_read(graph).items():
-        factor = reference_width / width if width else 1.0
-        group = groups.setdefault(
-            factor,
-            {
-                "params": [],
-                "names": [],
-                "lr": lr * factor,
-                "weight_decay": weight_decay / factor,
-            },
-        )
-        group["params"].append(parameters[name])
-        group["names"].append(name)
+    for number, spec in enumerate(graph.parameters):
+        factor = 1.0
+        if number in widths:
+            factor = min(reference_width / widths[number], MAX_FACTOR)
+        settings = {"lr": lr * factor, "weight_decay": weight_decay / factor}
+        group = groups.setdefault(factor, {"params": [], "names": [], **settings})
+        group["params"].append(parameters[spec.name])
+        group["names"].append(spec.name)
     return [groups[factor] for factor in sorted(groups, reverse=True)]
 
 
-def _widths_read(graph: NeuralGraph) -> dict[str, int | None]:
-    """By name: the number of hidden neurons that a matrix reads; None if it reads
-    others, or is none."""
-    matrices = {b.elements.parameter for b in graph.weights if _is_matrix(graph, b)}
-    widths: dict[str, int | None] = {}
-    for number, role in enumerate(roles_of(graph)):
-        is_table = role.role == "embedding"
-        sizes = []
-        for block in role.blocks:
-            for rows, columns in zip(block.rows, block.columns, strict=True):
-                # a table that is the output matrix, too, reads its rows
-                ends, axis = (rows, 1) if is_table else (columns, 2)
-                is_hidden = not any(graph.groups[x.group].is_fixed for x in ends)
-                if is_hidden and (not is_table or number in matrices):
-                    sizes.append(block.view.shape[axis])
-        widths[role.name] = max(sizes, default=None)
+def _widths_read(graph: NeuralGraph) -> dict[int, int]:
+    """By number of a parameter that is a matrix: how many hidden neurons it reads,
+    times positions of a kernel; the most of its uses."""
+    reads: dict[tuple[int, int], dict[Any, int]] = defaultdict(dict)
+    for block in graph.weights:
+        source = graph.groups[block.source]
+        if is_dense(block) and block.shape[2] > 1 and _is_hidden(source):
+            is_kernel = not is_gated(graph, block.target, block.slot_shape)
+            width = block.shape[2] * (block.slots if is_kernel else 1)
+            # heads are blocks of one parameter that read the same neurons
+            neurons = block.source, block.source_index
+            reads[block.elements.parameter, block.target][neurons] = width
+    widths: dict[int, int] = {}
+    for (number, _), of_sources in reads.items():
+        widths[number] = max(widths.get(number, 0), sum(of_sources.values()))
     return widths
 
 
-def _is_matrix(graph: NeuralGraph, block: EdgeBlock) -> bool:
-    """Whether a block is of a matrix, not of a table of tokens."""
-    return is_dense(block) and graph.groups[block.source].kind != "token"
+def _is_hidden(group: NeuronGroup) -> bool:
+    """Whether a wider network has more of these neurons. Hidden neurons may be outputs,
+    too, such as the state of a recurrent layer."""
+    is_inner = group.role in ("hidden", "output") and not group.is_pinned
+    return is_inner and group.kind != "token"
+
+
+def _check(name: str, value: float, is_positive: bool = False) -> None:
+    """Raises ValueError if a number is not finite, negative or, if asked, zero."""
+    is_number = isinstance(value, int | float) and isfinite(value)
+    if not is_number or value < 0 or (is_positive and value == 0):
+        least = "> 0" if is_positive else ">= 0"
+        raise ValueError(
+            f"mup_groups: {name}: expected a number {least}; got {value!r}"
+        )

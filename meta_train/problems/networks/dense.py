@@ -56,7 +56,7 @@ class SirenSlopes(Siren):
         return F.linear(slopes, last.weight).squeeze(-1)
 
 
-class ResidualMlp(nn.Module):
+class PreNormMlp(nn.Module):
     """Residual blocks of a norm and two linear layers, between two linear layers."""
 
     def __init__(self, fan_in: int, fan_out: int, width: int, blocks: int):

@@ -1,6 +1,6 @@
 import json
 from itertools import pairwise
-from math import log
+from math import inf, log
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,7 @@ def test_multipliers_are_runs_of_the_default():
 )
 def test_a_cell_fits_if_1_is_near_the_best(losses, fits):
     assert cell(losses).fits == fits
-    assert cell(losses).excess == pytest.approx(log(losses[1.0]))
+    assert cell(losses).excess == pytest.approx(losses[1.0] - 1)
 
 
 def test_drift_is_between_the_ends():
@@ -72,6 +72,12 @@ def test_the_base_counts_once():
     assert summary([cell(losses), cell(losses, axis="width")]).startswith(
         "1 of 1 cells"
     )
+
+
+def test_a_loss_that_is_not_finite_is_counted_apart():
+    text = summary([cell({0.5: 1.0, 1.0: inf}), cell({0.5: 1.0, 1.0: 1.1})])
+    assert "not finite in" in text
+    assert not cell({0.5: 1.0, 1.0: inf}).fits
 
 
 def test_a_run_writes_its_results(tmp_path, monkeypatch, capsys):

@@ -48,16 +48,16 @@ class Tied(nn.Module):
 
 def test_matrices_that_read_hidden_neurons_have_rates_by_width():
     found = rates(cnn(32), torch.randn(2, 3, 8, 8), weight_decay=0.1)
-    assert found["3.weight"] == (256 / 32, 0.1 * 32 / 256)
-    assert found["7.weight"] == (256 / 64, 0.1 * 64 / 256)
+    assert found["3.weight"] == pytest.approx((256 / (9 * 32), 0.1 * 9 * 32 / 256))
+    assert found["7.weight"] == pytest.approx((256 / 64, 0.1 * 64 / 256))
     others = {found[name] for name in found.keys() - {"3.weight", "7.weight"}}
     assert others == {(1.0, 0.1)}
 
 
 def test_the_reference_width_has_one_rate():
-    found = rates(cnn(16), torch.randn(2, 3, 8, 8), reference_width=16)
-    assert found["3.weight"][0] == 1
-    assert found["7.weight"][0] == 0.5
+    found = rates(cnn(16), torch.randn(2, 3, 8, 8), reference_width=32)
+    assert found["7.weight"][0] == 1
+    assert found["3.weight"][0] == 32 / (9 * 16)
 
 
 def test_a_tied_table_is_an_output_matrix():
@@ -67,6 +67,82 @@ def test_a_tied_table_is_an_output_matrix():
     assert untied["a.weight"][0] == 1
     assert untied["d.weight"][0] == 8
     assert untied["c.weight"][0] == 4
+
+
+class Recurrent(nn.Module):
+    """Returns its state, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(8, 64, batch_first=True)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x):
+        outputs, state = self.cells(x)
+        return self.head(outputs), state
+
+
+class Skip(nn.Module):
+    """The second layer reads the inputs again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 64)
+        self.b = nn.Linear(64 + 8, 64)
+
+    def forward(self, x):
+        return self.b(torch.cat([self.a(x).relu(), x], 1))
+
+
+def test_neurons_that_are_also_outputs_are_hidden():
+    found = rates(Recurrent(), torch.randn(2, 6, 8))
+    assert found["cells.weight_ih_l0"][0] == 1
+    assert found["cells.weight_hh_l0"][0] == 4
+    assert found["head.weight"][0] == 4
+
+
+def test_inputs_do_not_count():
+    assert rates(Skip(), torch.randn(2, 8))["b.weight"][0] == 4
+
+
+def test_depthwise_kernels_have_one_rate_and_narrow_matrices_a_limit():
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, groups=32),
+        nn.ReLU(),
+        nn.Conv2d(32, 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 32, 1),
+    )
+    found = rates(model, torch.randn(2, 3, 8, 8))
+    assert found["2.weight"][0] == 1
+    assert found["4.weight"][0] == found["6.weight"][0] == 8
+
+
+def test_cross_attention_reads_hidden_neurons():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 64, "d_ff": 96, "num_heads": 4, "num_layers": 1}
+    config = transformers.T5Config(vocab_size=31, d_kv=16, **sizes)
+    codes = torch.randint(31, (2, 5))
+    inputs = {"input_ids": codes, "decoder_input_ids": codes}
+    found = rates(transformers.T5ForConditionalGeneration(config), inputs)
+    attention = [name for name in found if "Attention." in name and "bias" not in name]
+    assert {found[name][0] for name in attention} == {4}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": -1}, {"lr": "1e-3"}, {"lr": 1, "reference_width": 0}, {"lr": float("nan")}],
+)
+def test_bad_numbers_are_refused(settings):
+    with pytest.raises(ValueError, match="mup_groups: .*: expected a number >"):
+        mup_groups(cnn(8), torch.randn(2, 3, 8, 8), **settings)
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match="expected a torch.nn.Module; got str"):
+        mup_groups("resnet", None, lr=1)
 
 
 def test_every_parameter_is_in_one_group():
