@@ -1,7 +1,7 @@
 """Device-dependent functions: dtypes, norms, products, fused functions, autocast."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -105,13 +105,18 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
 def row_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Inner products of the rows of two tensors (rows, lanes), (pairs, rows)."""
     if pairs[0][0].is_cpu:  # small products and sums of short rows are slower
-        ones = pairs[0][0].new_ones(pairs[0][0].shape[1])
+        ones = _ones(pairs[0][0].shape[1], pairs[0][0].dtype)
         return torch.stack([torch.mv(x * y, ones) for x, y in pairs])
     x = torch.cat([x for x, _ in pairs]).unsqueeze(1)
     y = x
     if any(x is not y for x, y in pairs):
         y = torch.cat([y for _, y in pairs]).unsqueeze(1)
     return torch.bmm(x, y.mT).view(len(pairs), -1)
+
+
+@cache
+def _ones(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(count, dtype=dtype, device="cpu")
 
 
 def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None:
@@ -172,17 +177,21 @@ def full_precision(device: torch.device) -> Iterator[None]:
         setattr(matmul, key, before)
 
 
-@contextmanager
-def without_autocast(devices: Iterable[torch.device]) -> Iterator[None]:
+def without_autocast(devices: Iterable[torch.device]) -> AbstractContextManager[None]:
     """Context without autocast, which would round the optimizer's own products."""
     types = filter(_has_autocast, {d.type for d in devices})
     enabled = [t for t in types if torch.is_autocast_enabled(t)]
-    for t in enabled:
+    return _autocast_disabled(enabled) if enabled else nullcontext()
+
+
+@contextmanager
+def _autocast_disabled(types: Sequence[str]) -> Iterator[None]:
+    for t in types:
         torch.set_autocast_enabled(t, False)
     try:
         yield
     finally:
-        for t in enabled:
+        for t in types:
             torch.set_autocast_enabled(t, True)
 
 
