@@ -141,6 +141,18 @@ def climb(config: Config) -> list[Cell]:
     return cells
 
 
+def overview(cells: Sequence[Cell]) -> list[dict[str, str]]:
+    """The best multiplier of every rung, a row for each family."""
+    rows: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        axes = rows.setdefault(cell.family, {axis: [] for axis in AXES})
+        axes[cell.axis].append(f"{cell.value:,}: {cell.best:g}")
+    return [
+        {"family": family, **{axis: ", ".join(x) for axis, x in axes.items()}}
+        for family, axes in rows.items()
+    ]
+
+
 def drifts(cells: Sequence[Cell]) -> list[dict[str, str]]:
     """The best multiplier or rate at both ends of every ladder."""
     rows = []
@@ -170,11 +182,14 @@ def summary(cells: Sequence[Cell]) -> str:
     fitting = sum(cell.fits for cell in once.values())
     excess = [cell.excess for cell in once.values()]
     finite = [x for x in excess if isfinite(x)]
-    return (
+    text = (
         f"{fitting} of {len(once)} cells fit: the best multiplier is 1, 2 or .5, and "
         f"the loss at 1 within {NEAR:.0%} of it. The loss at 1 is {fmean(finite):.1%} "
-        f"above the best on average, and not finite in {len(excess) - len(finite)}."
+        "above the best on average."
     )
+    if len(finite) < len(excess):
+        text += f" In {len(excess) - len(finite)} cells it is not finite."
+    return text
 
 
 def draw(path: Path, family: str, cells: Sequence[Cell]) -> None:
@@ -214,7 +229,7 @@ def run(config: Config) -> None:
         draw(folder / f"{family}.png", family, [x for x in cells if x.family == family])
     ours = [cell for cell in cells if cell.optimizer == DEFAULT]
     text = summary(ours) + "\n" if ours else ""
-    tables = [[cell.cells() for cell in ours], drifts(cells)]
+    tables = [[cell.cells() for cell in ours], drifts(cells), overview(ours)]
     parts = [text, *map(markdown_table, filter(None, tables))]
     Path(folder, "ladders.md").write_text("\n".join(parts) + "\n")
     print("\n\n".join([*map(text_table, filter(None, tables)), text]))

@@ -1,15 +1,27 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 from math import inf, log
 from pathlib import Path
 
 import pytest
 
+from harness.tables import markdown_table
 from meta_train.comparison import ladders
 from meta_train.comparison.inner_training import Run
-from meta_train.comparison.ladders import Cell, Config, drifts, plan, run, summary
+from meta_train.comparison.ladders import (
+    Cell,
+    Config,
+    drifts,
+    overview,
+    plan,
+    run,
+    summary,
+)
 from meta_train.problems import LISTS, load_problem
 from meta_train.problems.ladders import AXES, FAMILIES, ladder
+
+ROOT = Path(__file__).parents[3]
 
 
 def cell(losses, value=2, axis="depth", optimizer="default"):
@@ -67,6 +79,17 @@ def test_drift_is_between_the_ends():
     assert (row["from"], row["to"], row["drift"]) == ("2: 2", "32: 0.5", "x 4")
 
 
+def test_the_page_has_what_is_on_record():
+    record = json.loads((ROOT / "results/ladders.json").read_text())
+    cells = []
+    for row in record:
+        losses = {float(rate): loss for rate, loss in row.pop("losses").items()}
+        cells.append(Cell(**row, losses=losses))
+    page = (ROOT / "docs/results/transfer.md").read_text()
+    assert markdown_table(overview(cells)) in page
+    assert summary(cells).split(":")[0] in page
+
+
 def test_the_base_counts_once():
     losses = {0.5: 1.0, 1.0: 0.9}
     assert summary([cell(losses), cell(losses, axis="width")]).startswith(
@@ -75,8 +98,11 @@ def test_the_base_counts_once():
 
 
 def test_a_loss_that_is_not_finite_is_counted_apart():
-    text = summary([cell({0.5: 1.0, 1.0: inf}), cell({0.5: 1.0, 1.0: 1.1})])
-    assert "not finite in" in text
+    diverged = replace(cell({0.5: 1.0, 1.0: inf}), problem="ladder-mlp-depth-32")
+    text = summary([diverged, cell({0.5: 1.0, 1.0: 1.1})])
+    assert text.endswith(
+        "10.0% above the best on average. In 1 cells it is not finite."
+    )
     assert not cell({0.5: 1.0, 1.0: inf}).fits
 
 
