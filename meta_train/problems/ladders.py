@@ -30,13 +30,16 @@ class Family:
 
     network: makes one of a width and a depth.
     rungs: values of each axis, ascending.
-    base: the value on the other ladders.
     """
 
     data: Data
     network: Callable[[int, int], nn.Module]
     rungs: Mapping[str, tuple[int, ...]]
-    base: Mapping[str, int]
+
+    @property
+    def base(self) -> dict[str, int]:
+        """The second value of each axis, which the other ladders have."""
+        return {axis: values[1] for axis, values in self.rungs.items()}
 
     def problem(self, values: Mapping[str, int]) -> SupervisedProblem:
         """The problem with these values, those of the base elsewhere."""
@@ -52,9 +55,8 @@ def family(
     batches: tuple[int, ...] = (16, 64, 256),
     depths: tuple[int, ...] = DEPTHS,
 ) -> Family:
-    """The base has the second of all values."""
     rungs = {WIDTH: widths, DEPTH: depths, STEPS: HORIZONS, BATCH: batches}
-    return Family(data, network, rungs, {axis: x[1] for axis, x in rungs.items()})
+    return Family(data, network, rungs)
 
 
 def tanh_mlp(width: int, depth: int) -> nn.Module:
