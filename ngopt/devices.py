@@ -1,7 +1,7 @@
 """Device-dependent functions: dtypes, norms, products, fused functions, autocast."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -177,21 +177,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
         setattr(matmul, key, before)
 
 
-def without_autocast(devices: Iterable[torch.device]) -> AbstractContextManager[None]:
+@contextmanager
+def without_autocast(devices: Iterable[torch.device]) -> Iterator[None]:
     """Context without autocast, which would round the optimizer's own products."""
     types = filter(_has_autocast, {d.type for d in devices})
     enabled = [t for t in types if torch.is_autocast_enabled(t)]
-    return _autocast_disabled(enabled) if enabled else nullcontext()
-
-
-@contextmanager
-def _autocast_disabled(types: Sequence[str]) -> Iterator[None]:
-    for t in types:
+    for t in enabled:
         torch.set_autocast_enabled(t, False)
     try:
         yield
     finally:
-        for t in types:
+        for t in enabled:
             torch.set_autocast_enabled(t, True)
 
 
