@@ -13,7 +13,6 @@ proportion to 1 / width.
 import warnings
 from collections.abc import Callable
 from itertools import product
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ from tqdm import tqdm
 
 from benchmarks.records import Record, parser_of, table, write
 from ngopt import mup_groups
+from ngopt.roles.mup import REFERENCE_WIDTH
 
 WIDTHS = 64, 128, 256, 512
 STEPS, LR, HEAD, VOCABULARY = 5, 1e-4, 16, 97
-REFERENCE = 256
 
 
 def _causal(kind: str, **settings: Any) -> nn.Module:
@@ -98,14 +97,14 @@ def change_of_logits(name: str, width: int, seed: int, is_mup: bool) -> float:
     torch.manual_seed(seed)
     model = NETWORKS[name](width).eval()  # without dropout
     if name != "t5":  # muP's initial weights; T5 scales its logits itself
-        scale = REFERENCE / width if model.config.tie_word_embeddings else 0.0
+        scale = REFERENCE_WIDTH / width if model.config.tie_word_embeddings else 0.0
         with torch.no_grad():
             model.get_output_embeddings().weight *= scale
     inputs = inputs_of(name, seed)
     codes = inputs.get("decoder_input_ids", inputs["input_ids"])
     groups: Any = model.parameters()
     if is_mup:
-        groups = mup_groups(model, inputs, LR, reference_width=REFERENCE)
+        groups = mup_groups(model, inputs, LR)
     optimizer = AdamW(groups, LR)
     first = model(**inputs).logits.detach()
     for _ in range(STEPS):
@@ -119,15 +118,19 @@ def change_of_logits(name: str, width: int, seed: int, is_mup: bool) -> float:
 
 
 def record_of(name: str, is_mup: bool, seeds: int, bar: tqdm) -> Record:
-    changes, exponents = np.zeros((seeds, len(WIDTHS))), []
+    changes = np.zeros((seeds, len(WIDTHS)))
     for seed, (place, width) in product(range(seeds), enumerate(WIDTHS)):
         changes[seed, place] = change_of_logits(name, width, seed, is_mup)
         bar.update()
-    for of_seed in changes:
-        exponents.append(np.polyfit(np.log(WIDTHS), np.log(of_seed), 1)[0])
+    exponents = np.polyfit(np.log(WIDTHS), np.log(changes).T, 1)[0]
     by_width = dict(zip(map(str, WIDTHS), changes.mean(0).tolist(), strict=True))
     groups = "mup_groups" if is_mup else "one rate"
-    return {"network": name, "groups": groups, **by_width, "exponent": fmean(exponents)}
+    return {
+        "network": name,
+        "groups": groups,
+        **by_width,
+        "exponent": float(exponents.mean()),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -105,18 +105,13 @@ def precise_bmm(x: Tensor, y: Tensor, in_place: bool) -> Tensor:
 def row_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Inner products of the rows of two tensors (rows, lanes), (pairs, rows)."""
     if pairs[0][0].is_cpu:  # small products and sums of short rows are slower
-        ones = _ones(pairs[0][0].shape[1], pairs[0][0].dtype)
+        ones = pairs[0][0].new_ones(pairs[0][0].shape[1])
         return torch.stack([torch.mv(x * y, ones) for x, y in pairs])
     x = torch.cat([x for x, _ in pairs]).unsqueeze(1)
     y = x
     if any(x is not y for x, y in pairs):
         y = torch.cat([y for _, y in pairs]).unsqueeze(1)
     return torch.bmm(x, y.mT).view(len(pairs), -1)
-
-
-@cache
-def _ones(count: int, dtype: torch.dtype) -> Tensor:
-    return torch.ones(count, dtype=dtype, device="cpu")
 
 
 def add_squares_(total: Tensor, x: Tensor, alpha: float, in_place: bool) -> None:

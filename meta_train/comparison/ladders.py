@@ -14,7 +14,7 @@ from itertools import chain, product
 from math import inf, isfinite, log2
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -39,7 +39,7 @@ Losses = dict[float, float]
 
 @dataclass(frozen=True)
 class Config:
-    """Which ladders are climbed."""
+    """Which ladders are measured."""
 
     families: tuple[str, ...] = tuple(FAMILIES)
     optimizers: tuple[str, ...] = (DEFAULT, *BASELINES)
@@ -54,6 +54,16 @@ class Config:
             check_choice("families", name, FAMILIES)
         for name in self.optimizers:
             check_choice("optimizers", name, (DEFAULT, *BASELINES))
+
+
+class Rung(NamedTuple):
+    """A problem on a ladder, and an optimizer that trains it."""
+
+    family: str
+    axis: str
+    value: int
+    problem: str
+    optimizer: str
 
 
 @dataclass(frozen=True)
@@ -114,18 +124,28 @@ def rates_of(optimizer: str) -> Sequence[float]:
     return MULTIPLIERS if optimizer == DEFAULT else load_optimizer(optimizer).lrs
 
 
-def climb(config: Config) -> list[Cell]:
-    """Trains what is not on record yet."""
-    planned: list[Any] = []  # fields of `Cell`, but runs in place of losses
+def rungs_of(config: Config) -> list[Rung]:
+    """All rungs of the default; of other optimizers those at the ends of ladders."""
+    rungs = []
     for optimizer, family, axis in product(config.optimizers, config.families, AXES):
-        rungs = list(ladder(family, axis).items())
+        problems = list(ladder(family, axis).items())
         if optimizer != DEFAULT:
-            rungs = [rungs[0], rungs[-1]]
-        for value, problem in rungs:
-            runs_of_rung = plan(problem, optimizer, config.seeds)
-            planned.append((family, axis, value, problem, optimizer, runs_of_rung))
-    by_rate = chain.from_iterable(runs.values() for *_, runs in planned)
-    runs = list(dict.fromkeys(chain.from_iterable(by_rate)))
+            problems = [problems[0], problems[-1]]
+        for value, problem in problems:
+            rungs.append(Rung(family, axis, value, problem, optimizer))
+    return rungs
+
+
+def measure(config: Config) -> list[Cell]:
+    """Trains what is not on record yet."""
+    rungs = rungs_of(config)
+    planned = {}  # runs by rate; the base of a family is on four ladders
+    for rung in rungs:
+        key = rung.problem, rung.optimizer
+        if key not in planned:
+            planned[key] = plan(*key, config.seeds)
+    by_rate = chain.from_iterable(runs.values() for runs in planned.values())
+    runs = list(chain.from_iterable(by_rate))
     with tqdm(total=len(runs), unit="run") as bar:
         records = execute(runs, Path(config.folder, "records"), config.processes, bar)
     losses = {}
@@ -133,11 +153,11 @@ def climb(config: Config) -> list[Cell]:
         loss = record["validation"]["loss"]
         losses[run] = inf if loss is None else loss
     cells = []
-    for family, axis, value, problem, optimizer, runs_of_rung in planned:
-        of_rung = {}
-        for rate, of_rate in runs_of_rung.items():
-            of_rung[rate] = fmean(losses[run] for run in of_rate)
-        cells.append(Cell(family, axis, value, problem, optimizer, of_rung))
+    for rung in rungs:
+        means = {}
+        for rate, of_rate in planned[rung.problem, rung.optimizer].items():
+            means[rate] = fmean(losses[run] for run in of_rate)
+        cells.append(Cell(**rung._asdict(), losses=means))
     return cells
 
 
@@ -222,7 +242,7 @@ def draw(path: Path, family: str, cells: Sequence[Cell]) -> None:
 
 
 def run(config: Config) -> None:
-    cells = climb(config)
+    cells = measure(config)
     folder = Path(config.folder)
     write_json(folder / "ladders.json", [asdict(cell) for cell in cells])
     for family in config.families:

@@ -1,5 +1,6 @@
 """Groups of parameters with learning rates of muP (Yang et al. 2022), for AdamW."""
 
+import warnings
 from collections import defaultdict
 from math import isfinite
 from typing import Any
@@ -11,7 +12,6 @@ from ngopt.graph.connectivity import unconnected
 from ngopt.graph.groups_and_blocks import NeuronGroup
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.roles.neuron_usage import is_dense, is_gated
-from ngopt.user_warnings import warn
 
 REFERENCE_WIDTH = 256
 MAX_FACTOR = 8.0  # narrower matrices, such as adapters, do not grow with the network
@@ -35,9 +35,9 @@ def mup_groups(
     and weight decay is the same for all. Which neurons are hidden follows from the
     graph of the network, so neither names nor a base model are needed.
 
-    Weights and functions of the network stay as they are. muP also asks for initial
-    output weights in proportion to 1 / width, or zeros. If the width of attention heads
-    changes, it divides attention logits by that width instead of its root.
+    Weights and functions of the network do not change. In muP initial output weights
+    are also in proportion to 1 / width, or zeros. If the width of attention heads
+    changes, attention logits are divided by that width instead of its root.
 
     Matrices that read results of functions which mix neurons, such as sorting, a
     Fourier transform or a spectral norm, have `lr`, too, and so have recurrent weights
@@ -78,10 +78,11 @@ def mup_groups(
         )
     loose = unconnected(graph)
     if loose:
-        warn(
+        warnings.warn(
             f"mup_groups: {len(loose)} parameters are not connected to the others in "
-            f"the graph of the network, such as '{loose[0]}'. Matrices that read them "
-            "have lr, as if they read inputs."
+            f"the graph of the network, such as '{loose[0]}'. Matrices that read their "
+            "outputs have lr, as if they read inputs.",
+            stacklevel=2,
         )
     widths = _widths_read(graph)
     parameters = dict(model.named_parameters())

@@ -56,10 +56,10 @@ def even_cnn(
     layers = nn.Sequential()
     for number in range(depth):
         fan_in, stride = (width, 1) if number else (in_channels, 2)
-        if norm is None:
-            layers.append(nn.Conv2d(fan_in, width, 3, stride, 1))
-        else:
-            layers.extend([_conv3x3(fan_in, width, stride), norm(width)])
+        has_bias = norm is None
+        layers.append(nn.Conv2d(fan_in, width, 3, stride, 1, bias=has_bias))
+        if norm is not None:
+            layers.append(norm(width))
         layers.append(nn.ReLU())
     return layers.extend(_classifier(width))
 

@@ -119,7 +119,7 @@ def test_a_run_writes_its_results(tmp_path, monkeypatch, capsys):
     rungs = sum(map(len, FAMILIES["mlp"].rungs.values()))
     ends = 2 * len(AXES)
     assert len(cells) == rungs + len(ladders.BASELINES) * ends
-    assert len({run for run in trained}) == len(trained)
+    assert len(set(trained)) == len(trained)
     assert "12 of 12 cells fit" in capsys.readouterr().out
     assert Path(tmp_path, "mlp.png").stat().st_size > 1000
     assert "| mlp" in Path(tmp_path, "ladders.md").read_text()

@@ -145,6 +145,23 @@ def test_what_is_no_module_is_refused():
         mup_groups("resnet", None, lr=1)
 
 
+class Unused(nn.Module):
+    """The network does not use one of its matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 4)
+        self.b = nn.Linear(8, 4, bias=False)
+
+    def forward(self, x):
+        return self.a(x)
+
+
+def test_parameters_that_are_not_connected_are_named():
+    with pytest.warns(UserWarning, match="^mup_groups: 1 parameters .* 'b.weight'"):
+        mup_groups(Unused(), torch.randn(2, 8), lr=1)
+
+
 def test_every_parameter_is_in_one_group():
     model = Tied(is_tied=True)
     groups = mup_groups(model, torch.randint(11, (2, 5)), lr=1e-3)
