@@ -28,10 +28,13 @@ class SoapConfig:
     # Peak step size of a matrix with 64 inputs and weights of PyTorch's initial size.
     # The RMS of an update is about a quarter of it.
     step_size: float = 0.009
-    fan_exponent: float = 0.5  # the step size has the factor (fan_in / 64) ** -exponent
-    fan_cap: float = 1.0  # largest value of that factor: 1 for up to 64 inputs
+    # More than 64 inputs: the step size has the factor (fan_in / 64) ** -fan_exponent.
+    fan_exponent: float = 0.5
+    depth: float = 6.0  # chains of more matrices: see `effective_depth`
     invariant: float = 1.4  # factor for weights whose scale has no effect
     weight_exponent: float = 1.0  # power of the weight scale: see `first_steps`
+    largest_size: float = 10.0  # of the weight scale
+    largest_size_of_long_runs: float = 3.0
     # In runs of n < short_run_steps: (short_run_steps / n) ** short_run_exponent times.
     short_run_steps: int = 500
     short_run_exponent: float = 0.4

@@ -2,7 +2,7 @@
 
 Initial weights. The first steps have the same size for any scale of the initial weights
 at or above PyTorch's. Below, it is proportional to the square root of the ratio. Later
-step sizes are proportional to the RMS of the weights.
+step sizes are proportional to the RMS of the weights, up to a limit (`largest_size`).
 
 Invariant weights. If a norm follows a matrix, the scale of its weights has no effect,
 and their gradient is orthogonal to them (van Laarhoven 2017). What counts is the change
@@ -12,6 +12,9 @@ Trained weights. No singular value of a random matrix (m, n) is above RMS (sqrt 
 sqrt n); those of trained matrices are (Martin and Mahoney 2021). A trained network is
 near a minimum, where gradients are noise: its steps are shorter. If the first gradients
 agree, as they do for other data, it is far from a minimum: steps have full length.
+
+Depth. Changes of the matrices of a chain add up in its output: the more there are, the
+shorter are the steps. The first gradients show how many.
 
 Tables. Rare rows of an embedding table receive few gradients: steps are longer. The
 first gradients give the share of rows in a batch.
@@ -56,6 +59,8 @@ class FirstSteps:
         for i, shape in enumerate(network.shapes):
             if len(shape) > 1 and prod(shape) > 0:
                 self.matrices.append(i)
+        self._sizes = torch.zeros_like(self.numels)  # elements of matrices
+        self._sizes[self.matrices] = self.numels[self.matrices]
         is_table = [role.role == "embedding" for role in network.roles]
         self.tables = [i for i, of_table in enumerate(is_table) if of_table]
         self._is_table = torch.tensor(is_table, device=network.device)
@@ -125,7 +130,8 @@ class FirstSteps:
         shares, untrained = trained(excess, self.matrices, self._numels, self.config)
         share = xp.asarray(shares)
         offset, slope = initial_size(rms, scheduled.inverse_init_rms)
-        square = share**2  # step sizes go with the root
+        # step sizes go with the root
+        square = share**2 * self._of_depth(measured)
         first = {
             "offset": offset * square,
             "slope": slope * square,
@@ -136,6 +142,14 @@ class FirstSteps:
         for key, value in first.items():
             first[key] = xp.where(measured.is_first, value, getattr(state, key))
         return state._replace(**first)
+
+    def _of_depth(self, measured: Measured) -> Array:
+        """The square of the factor of step sizes by `effective_depth`, at most 1."""
+        assert measured.radial is not None
+        sizes = array_module(measured.radial).asarray(self._sizes)
+        norms = _detached(measured.grad_rms * measured.weight_rms) * sizes
+        depth = effective_depth(measured.radial * norms)
+        return self.config.depth / depth.clip(self.config.depth)
 
     def _from_invariance(
         self, measured: Measured, scheduled: ScheduledValues, state: ScalarState
@@ -184,6 +198,19 @@ class FirstSteps:
         longer = xp.where(is_early, growth**-self.config.rare_exponent, 1.0)
         density = xp.where(is_early, density, state.density)
         return _scaled(state, longer)._replace(density=density)
+
+
+def effective_depth(radial: Array) -> Array:
+    """How many matrices the output is proportional to, ().
+
+    The output of a network of L matrices and ReLUs is homogeneous of degree L: the
+    inner product of each matrix with its gradient is the same. Behind norms it is 0.
+    Beside shortcuts it is smaller than that of the last matrix.
+
+    radial: these inner products without sign, (n,); 0 of vectors.
+    """
+    radial = array_module(radial).where(radial < torch.inf, radial, 0.0)
+    return radial.sum() / radial.max().clip(TINY)
 
 
 def _scaled(state: ScalarState, by: Array) -> ScalarState:

@@ -19,7 +19,7 @@ from ngopt.soap.first_steps import OBSERVED_STEPS, FirstSteps
 from ngopt.soap.schedule import DECAY, ScheduledValues, short_run_multiplier
 from ngopt.soap.state import PRODUCTS, ScalarState
 
-WEIGHT_SCALES = 0.0625, 10.0  # range of offset + slope * RMS(weights), see `of_step`
+LEAST_SIZE = 0.0625  # of offset + slope * RMS(weights), see `of_step`
 COMPARED_STEPS = 3  # number of first gradients that are compared with the next one
 REMEMBERED = 0.8  # share of the products of gradients and directions, per step
 # Two standard deviations of a sum, with this memory, of random signs: of the cosine of
@@ -122,7 +122,7 @@ class ScalarEquations:
             size = torch.addcmul(state.offset, rms, state.slope)
         else:
             size = state.offset + rms * state.slope
-        size = size.clip(*WEIGHT_SCALES)
+        size = xp.minimum(size, scheduled.largest_size).clip(LEAST_SIZE)
         size = xp.maximum(size, size**0.5)  # of small weights
         if c.weight_exponent != 1:
             size = size**c.weight_exponent

@@ -21,6 +21,7 @@ NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's
 MIN_EPSILON = 1e-15  # epsilon at least: nothing is divided by 0
 DECAY = 0.95  # of the running mean square of a gradient
 TINY = 1e-30
+LONG_RUN = 1000.0  # steps from which weights may grow less
 
 
 class ScheduledValues(NamedTuple):
@@ -32,6 +33,7 @@ class ScheduledValues(NamedTuple):
     second_moment_correction: Array  # times the squared correction of momentum
     damping: Array  # added to corrected second moments, in units of the gradient
     average_weight: Array  # weight of the new weights in the average of weights
+    largest_size: Array  # of the factor of the step size by weights
     random_walk: Array  # squared distance of a random walk / sum of its squared steps
     step_size: Array  # by schedule, role and fan; times lr, negative
     weight_decay: Array  # by schedule; times lr, negative
@@ -153,12 +155,25 @@ class StepSchedule:
             / (1 - beta2 ** (age + 1)),
             damping=(max(c.epsilon, MIN_EPSILON) * momentum) ** 2,
             average_weight=weight,
+            largest_size=largest_size(self.total_steps or age + 1, c),
             random_walk=c.path_ratio**2 * (age + TINY) / (age + c.path_ratio_steps),
             step_size=constants["peak_step_size"] * height,
             weight_decay=constants["peak_weight_decay"] * height,
             progress=progress,
             **constants,
         )
+
+
+def largest_size(steps: Array, config: SoapConfig) -> Array:
+    """The limit of the factor by weights in a run of some steps.
+
+    Longer steps make weights grow, and are proportional to them. Where a network does
+    not need large weights, this is a random walk that accelerates.
+    """
+    c = config
+    share = at_most(LONG_RUN / steps, 1.0) ** 2
+    least = c.largest_size_of_long_runs
+    return least + (c.largest_size - least) * share
 
 
 def times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:
@@ -192,8 +207,7 @@ def role_gain(role: ParameterRole, config: SoapConfig) -> float:
     factor = 1.0 if role.role == "matrix" else getattr(config, role.role)
     if not role.fan_in:
         return factor
-    by_fan = (role.fan_in / 64) ** -config.fan_exponent
-    return factor * min(by_fan, config.fan_cap)
+    return factor * (max(role.fan_in, 64) / 64) ** -config.fan_exponent
 
 
 def short_run_multiplier(config: SoapConfig, total_steps: int | None) -> float:

@@ -13,6 +13,7 @@ from ngopt.soap.config import SoapConfig
 from ngopt.soap.first_steps import (
     MAX_AGREEMENT,
     agreement,
+    effective_depth,
     initial_size,
     mean_density,
     trained,
@@ -183,6 +184,50 @@ def test_first_steps_by_initial_size():
         opt.step()
         lengths.append((linear.weight.detach() - before).norm().item())
     assert np.array(lengths[1:]) / lengths[0] == pytest.approx([1, 0.5, 0.25], rel=0.02)
+
+
+@pytest.mark.parametrize("depth", [3, 24])
+def test_steps_by_depth(depth):
+    """A ReLU network is as deep as it has matrices; with shortcuts it is not."""
+    layers = [nn.Linear(20, 20, bias=False) for _ in range(depth)]
+    for layer in layers:
+        layer.weight.data.copy_(nn.init.kaiming_normal_(layer.weight))
+    params = [layer.weight for layer in layers]
+    x = chain = normal(50, 20)
+    shortcuts = normal(50, 20)
+    for layer in layers:
+        chain = layer(chain).relu()
+        shortcuts = shortcuts + 0.1 * layer(shortcuts / shortcuts.norm()).relu()
+
+    def depth_of(output):
+        grads = torch.autograd.grad((output * x).sum(), params, retain_graph=True)
+        pairs = zip(grads, params, strict=True)
+        products = [(g * p).sum().abs().item() for g, p in pairs]
+        return float(effective_depth(np.array(products)))
+
+    assert depth_of(chain) == pytest.approx(depth, rel=1e-3)
+    assert depth_of(shortcuts) < depth
+
+
+def test_effective_depth_of_few():
+    """Without gradients, with gradients that are not finite."""
+    assert effective_depth(np.zeros(3)) == 0
+    assert effective_depth(np.array([1.0, np.nan, np.inf, 1.0])) == 2
+    assert effective_depth(torch.tensor([2.0, 4.0, 0.0])).item() == 1.5
+
+
+def test_first_steps_of_deep_networks():
+    """With the root of 6 / depth: the gradient of each layer is its weights."""
+    lengths = []
+    for depth in (6, 24):
+        torch.manual_seed(0)
+        layers = nn.Sequential(*(nn.Linear(20, 20, bias=False) for _ in range(depth)))
+        before = layers[0].weight.detach().clone()
+        for p in layers.parameters():
+            p.grad = p.detach() / p.detach().norm() ** 2
+        NGOptimizer(layers.parameters(), weight_decay=0.0, total_steps=1000).step()
+        lengths.append((layers[0].weight.detach() - before).norm().item())
+    assert lengths[1] / lengths[0] == pytest.approx(0.5, rel=0.02)
 
 
 def test_the_density_of_tables():

@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from ngopt import build_graph
+from ngopt import NGOptimizer, build_graph
 from ngopt.accelerator.soap import next_values
 from ngopt.functional import Hyper
 from ngopt.roles.from_graph import roles_of
 from ngopt.soap.config import Network, SoapConfig
-from ngopt.soap.schedule import ScheduledValues, StepSchedule, role_gain
+from ngopt.soap.schedule import ScheduledValues, StepSchedule, largest_size, role_gain
 
 CONFIG = SoapConfig(step_size=0.02, norm=3.0, weight_decay=0.5, warmup=0.1)
 
@@ -72,6 +72,35 @@ def test_scheduled_values_by_hand():
     rms = network()[1].weight.square().mean().sqrt()
     assert values.inverse_init_rms[1] * rms.item() == pytest.approx(1, rel=0.05)
     assert (values.inverse_init_rms != 0).nonzero().flatten().tolist() == [1, 5]
+
+
+def test_the_limit_of_weights_by_horizon():
+    """With a horizon by its length, else by the steps so far."""
+    limits = [largest_size(steps, CONFIG) for steps in (1, 1000, 2000, 1e9)]
+    assert limits == pytest.approx([10, 10, 3 + 7 / 4, 3])
+    for total_steps, steps in ((100, 5000), (None, 99), (4000, 10), (None, 3999)):
+        values = fill(table(total_steps), np.full(7, float(steps)), steps, hyper())
+        expected = largest_size(total_steps or steps + 1, CONFIG)
+        assert values.largest_size == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("total_steps, limit", [(1000, 10.0), (4000, 3 + 7 / 16)])
+def test_steps_grow_with_weights_up_to_the_limit(total_steps, limit):
+    lengths = []
+    for factor in (1.0, 100.0):
+        torch.manual_seed(0)
+        linear = nn.Linear(40, 40, bias=False)
+        opt = NGOptimizer(
+            linear.parameters(), weight_decay=0.0, total_steps=total_steps
+        )
+        for step in range(2):
+            linear.weight.grad = torch.ones(40, 40)
+            if step == 1:
+                linear.weight.data *= factor
+            before = linear.weight.detach().clone()
+            opt.step()
+        lengths.append((linear.weight.detach() - before).norm().item())
+    assert lengths[1] / lengths[0] == pytest.approx(limit, rel=0.05)
 
 
 def test_a_scheduler_replaces_the_schedule():
