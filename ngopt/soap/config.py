@@ -30,10 +30,11 @@ class SoapConfig:
     step_size: float = 0.009
     # More than 64 inputs: the step size has the factor (fan_in / 64) ** -fan_exponent.
     fan_exponent: float = 0.5
-    depth: float = 6.0  # chains of more matrices: see `effective_depth`
+    chain: float = 6.0  # longer chains of matrices have shorter steps: `chain_length`
     invariant: float = 1.4  # factor for weights whose scale has no effect
     weight_exponent: float = 1.0  # power of the weight scale: see `first_steps`
-    largest_size: float = 10.0  # of the weight scale
+    # Limits of the weight scale in runs of up to 1,000 steps and of infinitely many.
+    largest_size: float = 10.0
     largest_size_of_long_runs: float = 3.0
     # In runs of n < short_run_steps: (short_run_steps / n) ** short_run_exponent times.
     short_run_steps: int = 500

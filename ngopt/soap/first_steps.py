@@ -13,8 +13,8 @@ sqrt n); those of trained matrices are (Martin and Mahoney 2021). A trained netw
 near a minimum, where gradients are noise: its steps are shorter. If the first gradients
 agree, as they do for other data, it is far from a minimum: steps have full length.
 
-Depth. Changes of the matrices of a chain add up in its output: the more there are, the
-shorter are the steps. The first gradients show how many.
+Chains. Changes of the matrices of a chain add up in its output: in long chains steps
+are shorter. The first gradients show how long it is.
 
 Tables. Rare rows of an embedding table receive few gradients: steps are longer. The
 first gradients give the share of rows in a batch.
@@ -39,6 +39,7 @@ MIN_DENSITY = 1e-3  # share of a table's rows
 # Cosine of gradient and weights. Behind norms it was at most 5e-6 in every one of the
 # first steps, elsewhere at least 1e-3 in one of them.
 MAX_RADIAL = 1e-4
+SAME_PRODUCT = 1.003  # largest ratio of inner products of one chain
 TINY = 1e-30
 
 
@@ -144,12 +145,12 @@ class FirstSteps:
         return state._replace(**first)
 
     def _of_depth(self, measured: Measured) -> Array:
-        """The square of the factor of step sizes by `effective_depth`, at most 1."""
+        """The square of the factor of first steps by `chain_length`, at most 1."""
         assert measured.radial is not None
         sizes = array_module(measured.radial).asarray(self._sizes)
         norms = _detached(measured.grad_rms * measured.weight_rms) * sizes
-        depth = effective_depth(measured.radial * norms)
-        return self.config.depth / depth.clip(self.config.depth)
+        length = chain_length(measured.radial * norms)
+        return self.config.chain / length.clip(self.config.chain)
 
     def _from_invariance(
         self, measured: Measured, scheduled: ScheduledValues, state: ScalarState
@@ -200,17 +201,18 @@ class FirstSteps:
         return _scaled(state, longer)._replace(density=density)
 
 
-def effective_depth(radial: Array) -> Array:
-    """How many matrices the output is proportional to, ().
+def chain_length(products: Array) -> Array:
+    """The largest number of matrices with the same |<gradient, weights>|, ().
 
-    The output of a network of L matrices and ReLUs is homogeneous of degree L: the
-    inner product of each matrix with its gradient is the same. Behind norms it is 0.
-    Beside shortcuts it is smaller than that of the last matrix.
+    A chain of L matrices and ReLUs is homogeneous in each of them, so these inner
+    products are equal. Those of parallel networks differ, as do those beside shortcuts.
 
-    radial: these inner products without sign, (n,); 0 of vectors.
+    products: (n,); 0 of vectors.
     """
-    radial = array_module(radial).where(radial < torch.inf, radial, 0.0)
-    return radial.sum() / radial.max().clip(TINY)
+    others = products[:, None]
+    is_same = (products <= SAME_PRODUCT * others) & (others <= SAME_PRODUCT * products)
+    is_same = is_same & (products > 0) & (products < torch.inf)
+    return is_same.sum(1).max()
 
 
 def _scaled(state: ScalarState, by: Array) -> ScalarState:

@@ -118,11 +118,10 @@ class ScalarEquations:
         )
 
         rms = measured.weight_rms
-        if xp is torch:  # in one kernel
-            size = torch.addcmul(state.offset, rms, state.slope)
-        else:
-            size = state.offset + rms * state.slope
-        size = xp.minimum(size, scheduled.largest_size).clip(LEAST_SIZE)
+        # weights whose scale has no effect may grow
+        limit = xp.maximum(scheduled.largest_size, c.largest_size * state.invariant)
+        size = state.offset + xp.minimum(state.slope * rms, limit)
+        size = size.clip(LEAST_SIZE, c.largest_size)
         size = xp.maximum(size, size**0.5)  # of small weights
         if c.weight_exponent != 1:
             size = size**c.weight_exponent

@@ -21,7 +21,7 @@ NOMINAL_STEP = 1e-3  # unit of the user's weight decay: the step size of AdamW's
 MIN_EPSILON = 1e-15  # epsilon at least: nothing is divided by 0
 DECAY = 0.95  # of the running mean square of a gradient
 TINY = 1e-30
-LONG_RUN = 1000.0  # steps from which weights may grow less
+LONG_RUN = 1000.0  # steps of runs from which `largest_size` falls
 
 
 class ScheduledValues(NamedTuple):
@@ -155,7 +155,7 @@ class StepSchedule:
             / (1 - beta2 ** (age + 1)),
             damping=(max(c.epsilon, MIN_EPSILON) * momentum) ** 2,
             average_weight=weight,
-            largest_size=largest_size(self.total_steps or age + 1, c),
+            largest_size=largest_size(self.total_steps or now + 1, c),
             random_walk=c.path_ratio**2 * (age + TINY) / (age + c.path_ratio_steps),
             step_size=constants["peak_step_size"] * height,
             weight_decay=constants["peak_weight_decay"] * height,
@@ -167,13 +167,12 @@ class StepSchedule:
 def largest_size(steps: Array, config: SoapConfig) -> Array:
     """The limit of the factor by weights in a run of some steps.
 
-    Longer steps make weights grow, and are proportional to them. Where a network does
-    not need large weights, this is a random walk that accelerates.
+    Noise makes weights grow, and steps with them. So in a long run of a network that
+    does not need large weights both would grow exponentially.
     """
-    c = config
-    share = at_most(LONG_RUN / steps, 1.0) ** 2
-    least = c.largest_size_of_long_runs
-    return least + (c.largest_size - least) * share
+    short = config.largest_size
+    long = min(config.largest_size_of_long_runs, short)
+    return long + (short - long) * at_most(LONG_RUN / steps, 1.0) ** 2
 
 
 def times_lr(table: Tensor, hyper: Hyper) -> ScheduledValues:

@@ -13,7 +13,7 @@ from ngopt.soap.config import SoapConfig
 from ngopt.soap.first_steps import (
     MAX_AGREEMENT,
     agreement,
-    effective_depth,
+    chain_length,
     initial_size,
     mean_density,
     trained,
@@ -186,40 +186,46 @@ def test_first_steps_by_initial_size():
     assert np.array(lengths[1:]) / lengths[0] == pytest.approx([1, 0.5, 0.25], rel=0.02)
 
 
-@pytest.mark.parametrize("depth", [3, 24])
-def test_steps_by_depth(depth):
-    """A ReLU network is as deep as it has matrices; with shortcuts it is not."""
-    layers = [nn.Linear(20, 20, bias=False) for _ in range(depth)]
-    for layer in layers:
-        layer.weight.data.copy_(nn.init.kaiming_normal_(layer.weight))
+def products_of(output, layers):
+    """|<gradient, weights>| of each layer, of a sum of squares of the output."""
     params = [layer.weight for layer in layers]
-    x = chain = normal(50, 20)
-    shortcuts = normal(50, 20)
+    grads = torch.autograd.grad(output.square().sum(), params)
+    products = zip(grads, params, strict=True)
+    return np.array([(g * p).sum().abs().item() for g, p in products])
+
+
+def test_the_length_of_a_chain():
+    torch.manual_seed(0)
+    layers = [nn.Linear(20, 20, bias=False) for _ in range(24)]
+    x = normal(50, 20)
+    chain = nn.Sequential(*(nn.Sequential(layer, nn.ReLU()) for layer in layers))
     for layer in layers:
-        chain = layer(chain).relu()
-        shortcuts = shortcuts + 0.1 * layer(shortcuts / shortcuts.norm()).relu()
-
-    def depth_of(output):
-        grads = torch.autograd.grad((output * x).sum(), params, retain_graph=True)
-        pairs = zip(grads, params, strict=True)
-        products = [(g * p).sum().abs().item() for g, p in pairs]
-        return float(effective_depth(np.array(products)))
-
-    assert depth_of(chain) == pytest.approx(depth, rel=1e-3)
-    assert depth_of(shortcuts) < depth
-
-
-def test_effective_depth_of_few():
-    """Without gradients, with gradients that are not finite."""
-    assert effective_depth(np.zeros(3)) == 0
-    assert effective_depth(np.array([1.0, np.nan, np.inf, 1.0])) == 2
-    assert effective_depth(torch.tensor([2.0, 4.0, 0.0])).item() == 1.5
+        nn.init.kaiming_normal_(layer.weight)
+    assert chain_length(products_of(chain(x), layers)) == 24
+    norms = nn.Sequential(*(nn.Sequential(x, nn.LayerNorm(20)) for x in layers))
+    assert chain_length(products_of(norms(x), layers)) < 6
+    shortcuts = x
+    for layer in layers:
+        shortcuts = shortcuts + 0.3 * layer(shortcuts).relu()
+    assert chain_length(products_of(shortcuts, layers)) < 6
+    # eight networks of three layers
+    parallel = sum(chain[i : i + 3](x) * i for i in range(0, 24, 3))
+    assert chain_length(products_of(parallel, layers)) <= 6
 
 
-def test_first_steps_of_deep_networks():
-    """With the root of 6 / depth: the gradient of each layer is its weights."""
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_equal_products(scale):
+    """Zeros and values that are not finite count for nothing."""
+    products = scale * np.array([2.0, 0.0, 1.998, 3.0, np.nan, 0.0, 2.001, 0.0, np.inf])
+    assert chain_length(products) == 3
+    assert chain_length(torch.tensor(products)).item() == 3
+    assert chain_length(np.zeros(2)) == chain_length(np.full(2, np.inf)) == 0
+
+
+def test_first_steps_of_long_chains():
+    """With the root of 6 / length: the gradient of each layer is its weights."""
     lengths = []
-    for depth in (6, 24):
+    for depth in (2, 6, 24):
         torch.manual_seed(0)
         layers = nn.Sequential(*(nn.Linear(20, 20, bias=False) for _ in range(depth)))
         before = layers[0].weight.detach().clone()
@@ -227,7 +233,7 @@ def test_first_steps_of_deep_networks():
             p.grad = p.detach() / p.detach().norm() ** 2
         NGOptimizer(layers.parameters(), weight_decay=0.0, total_steps=1000).step()
         lengths.append((layers[0].weight.detach() - before).norm().item())
-    assert lengths[1] / lengths[0] == pytest.approx(0.5, rel=0.02)
+    assert np.array(lengths[1:]) / lengths[0] == pytest.approx([1, 0.5], rel=0.02)
 
 
 def test_the_density_of_tables():

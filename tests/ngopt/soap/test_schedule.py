@@ -84,8 +84,12 @@ def test_the_limit_of_weights_by_horizon():
         assert values.largest_size == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("total_steps, limit", [(1000, 10.0), (4000, 3 + 7 / 16)])
-def test_steps_grow_with_weights_up_to_the_limit(total_steps, limit):
+@pytest.mark.parametrize(
+    "total_steps, is_invariant, limit",
+    [(1000, False, 10), (4000, False, 3 + 7 / 16), (4000, True, 10 / 1.4)],
+)
+def test_steps_grow_with_weights_up_to_the_limit(total_steps, is_invariant, limit):
+    """The first steps of invariant weights are 1.4 times as long."""
     lengths = []
     for factor in (1.0, 100.0):
         torch.manual_seed(0)
@@ -95,6 +99,10 @@ def test_steps_grow_with_weights_up_to_the_limit(total_steps, limit):
         )
         for step in range(2):
             linear.weight.grad = torch.ones(40, 40)
+            if is_invariant:
+                weights = linear.weight.detach()
+                share = weights.sum() / weights.square().sum()
+                linear.weight.grad -= share * weights
             if step == 1:
                 linear.weight.data *= factor
             before = linear.weight.detach().clone()

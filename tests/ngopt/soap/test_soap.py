@@ -130,8 +130,8 @@ class TestPureCore:
     @torch.no_grad()
     @both_horizons
     def test_many_at_once_are_what_each_is_alone(self, total_steps):
-        """Parameters do not meet, but for the number of steps of the training, and for
-        whether gradients agree, which these networks, not trained, do not follow."""
+        """Parameters do not meet, but for the number of steps of the training, whether
+        gradients agree, and chains. These networks are neither trained nor chains."""
         shapes = [(4, 6), (6, 4), (4, 6), (5,), (3, 4, 3, 3), (), (7, 2)]
         params = [torch.randn(s, dtype=torch.float64) for s in shapes]
         rules = [Soap().bind(build_graph([p]), total_steps) for p in params]
