@@ -40,6 +40,7 @@ MIN_DENSITY = 1e-3  # share of a table's rows
 # first steps, elsewhere at least 1e-3 in one of them.
 MAX_RADIAL = 1e-4
 SAME_PRODUCT = 1.003  # largest ratio of inner products of one chain
+SAME_RMS = 1.00001  # largest ratio of the RMS of gradients of copies
 TINY = 1e-30
 
 
@@ -149,7 +150,8 @@ class FirstSteps:
         assert measured.radial is not None
         sizes = array_module(measured.radial).asarray(self._sizes)
         norms = _detached(measured.grad_rms * measured.weight_rms) * sizes
-        length = chain_length(measured.radial * norms)
+        grad_rms = _detached(measured.grad_rms)
+        length = chain_length(measured.radial * norms, grad_rms)
         return self.config.chain / length.clip(self.config.chain)
 
     def _from_invariance(
@@ -201,18 +203,24 @@ class FirstSteps:
         return _scaled(state, longer)._replace(density=density)
 
 
-def chain_length(products: Array) -> Array:
+def chain_length(products: Array, grad_rms: Array) -> Array:
     """The largest number of matrices with the same |<gradient, weights>|, ().
 
     A chain of L matrices and ReLUs is homogeneous in each of them, so these inner
     products are equal. Those of parallel networks differ, as do those beside shortcuts.
+    Copies of a matrix, which have the same gradient, too, count as one.
 
     products: (n,); 0 of vectors.
     """
-    others = products[:, None]
-    is_same = (products <= SAME_PRODUCT * others) & (others <= SAME_PRODUCT * products)
-    is_same = is_same & (products > 0) & (products < torch.inf)
-    return is_same.sum(1).max()
+    is_same = _alike(products, SAME_PRODUCT) & (products > 0) & (products < torch.inf)
+    copies = (is_same & _alike(grad_rms, SAME_RMS)).sum(1).clip(1)
+    return (is_same / copies).sum(1).max()
+
+
+def _alike(values: Array, ratio: float) -> Array:
+    """Whether two of n values differ by at most a ratio, (n, n)."""
+    others = values[:, None]
+    return (values <= ratio * others) & (others <= ratio * values)
 
 
 def _scaled(state: ScalarState, by: Array) -> ScalarState:

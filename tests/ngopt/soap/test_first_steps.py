@@ -186,12 +186,17 @@ def test_first_steps_by_initial_size():
     assert np.array(lengths[1:]) / lengths[0] == pytest.approx([1, 0.5, 0.25], rel=0.02)
 
 
-def products_of(output, layers):
-    """|<gradient, weights>| of each layer, of a sum of squares of the output."""
+def length_of(output, layers):
+    """The length of a chain, from the gradients of a sum of squares."""
     params = [layer.weight for layer in layers]
     grads = torch.autograd.grad(output.square().sum(), params)
-    products = zip(grads, params, strict=True)
-    return np.array([(g * p).sum().abs().item() for g, p in products])
+    pairs = zip(grads, params, strict=True)
+    products = np.array([(g * p).sum().abs().item() for g, p in pairs])
+    norms = np.array([g.norm().item() for g in grads])
+    # copies of all of them make no difference
+    twice = chain_length(np.tile(products, 2), np.tile(norms, 2))
+    assert twice == pytest.approx(chain_length(products, norms))
+    return twice
 
 
 def test_the_length_of_a_chain():
@@ -201,25 +206,27 @@ def test_the_length_of_a_chain():
     chain = nn.Sequential(*(nn.Sequential(layer, nn.ReLU()) for layer in layers))
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight)
-    assert chain_length(products_of(chain(x), layers)) == 24
+    assert length_of(chain(x), layers) == pytest.approx(24)
     norms = nn.Sequential(*(nn.Sequential(x, nn.LayerNorm(20)) for x in layers))
-    assert chain_length(products_of(norms(x), layers)) < 6
+    assert length_of(norms(x), layers) < 6
     shortcuts = x
     for layer in layers:
         shortcuts = shortcuts + 0.3 * layer(shortcuts).relu()
-    assert chain_length(products_of(shortcuts, layers)) < 6
+    assert length_of(shortcuts, layers) < 6
     # eight networks of three layers
     parallel = sum(chain[i : i + 3](x) * i for i in range(0, 24, 3))
-    assert chain_length(products_of(parallel, layers)) <= 6
+    assert length_of(parallel, layers) < 6.1
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_equal_products(scale):
     """Zeros and values that are not finite count for nothing."""
     products = scale * np.array([2.0, 0.0, 1.998, 3.0, np.nan, 0.0, 2.001, 0.0, np.inf])
-    assert chain_length(products) == 3
-    assert chain_length(torch.tensor(products)).item() == 3
-    assert chain_length(np.zeros(2)) == chain_length(np.full(2, np.inf)) == 0
+    rms = np.arange(1.0, 10.0)
+    assert chain_length(products, rms) == 3
+    assert chain_length(torch.tensor(products), torch.tensor(rms)).item() == 3
+    for useless in (0.0, np.inf, np.nan):
+        assert chain_length(np.full(2, useless), np.full(2, useless)) == 0
 
 
 def test_first_steps_of_long_chains():
