@@ -132,8 +132,7 @@ class FirstSteps:
         shares, untrained = trained(excess, self.matrices, self._numels, self.config)
         share = xp.asarray(shares)
         offset, slope = initial_size(rms, scheduled.inverse_init_rms)
-        # step sizes go with the root
-        square = share**2 * self._of_depth(measured)
+        square = share**2 * self._of_chain(measured)  # step sizes go with the root
         first = {
             "offset": offset * square,
             "slope": slope * square,
@@ -145,7 +144,7 @@ class FirstSteps:
             first[key] = xp.where(measured.is_first, value, getattr(state, key))
         return state._replace(**first)
 
-    def _of_depth(self, measured: Measured) -> Array:
+    def _of_chain(self, measured: Measured) -> Array:
         """The square of the factor of first steps by `chain_length`, at most 1."""
         assert measured.radial is not None
         sizes = array_module(measured.radial).asarray(self._sizes)
