@@ -169,11 +169,11 @@ def storage_key(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
-def state_bytes(optimizers: Sequence[Optimizer], device: str) -> int:
+def state_bytes(optimizer: Optimizer, device: str) -> int:
     """Bytes of state on a type of device; tensors of one storage count once."""
     storages: dict[int, int] = {}
-    for optimizer in optimizers:
-        for x in tensors_of([dict(record) for record in optimizer.state.values()]):
+    for part in getattr(optimizer, "parts", [optimizer]):
+        for x in tensors_of([dict(record) for record in part.state.values()]):
             if x.device.type == device:
                 storages[storage_key(x)] = x.untyped_storage().nbytes()
     return sum(storages.values())
@@ -181,10 +181,10 @@ def state_bytes(optimizers: Sequence[Optimizer], device: str) -> int:
 
 def counted_step(optimizer: NGOptimizer) -> tuple[Counts, int]:
     """Counts of a step, and peak bytes without new state."""
-    before = state_bytes([optimizer], "meta")
+    before = state_bytes(optimizer, "meta")
     with Counts() as counts:
         optimizer.step()
-    new_state = state_bytes([optimizer], "meta") - before
+    new_state = state_bytes(optimizer, "meta") - before
     return counts, counts.memory.peak - new_state
 
 
@@ -221,7 +221,7 @@ def counted(network: str, weights: str, total_steps: int | None) -> Record:
         "factorisations": sum(step.factorisations for step in (first, *steps)),
         "transient_mib": transient / MIB,
         "first_transient_mib": first_transient / MIB,
-        "state": state_bytes([optimizer], "meta") / torch.float32.itemsize / numel,
+        "state": state_bytes(optimizer, "meta") / torch.float32.itemsize / numel,
     }
 
 

@@ -253,10 +253,17 @@ class Workload:
 
 def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy, mean over targets; with bfloat16 autocast on a GPU."""
+    return loss_and_logits(model, inputs, targets)[0]
+
+
+def loss_and_logits(
+    model: nn.Module, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `loss_of`, and the logits (targets, classes)."""
     device = inputs.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        logits = model(inputs)  # (..., classes)
-        return F.cross_entropy(logits.view(prod(targets.shape), -1), targets.flatten())
+        logits = model(inputs).view(prod(targets.shape), -1)
+        return F.cross_entropy(logits, targets.flatten()), logits
 
 
 WORKLOADS = {

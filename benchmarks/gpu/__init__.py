@@ -1,1 +1,1 @@
-"""Everything that has to be measured on a GPU, in one command: see `__main__`."""
+"""What has to be measured on a GPU: see `__main__`."""

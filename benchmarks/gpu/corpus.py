@@ -1,12 +1,12 @@
-"""The Python source files of the machine as tokens, for a language model."""
+"""Source files of the machine as tokens, for a language model."""
 
 import hashlib
 import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from benchmarks.gpu.session import Session
 from harness.files import make_folder
 from ngopt.pretrained.tensor_files import atomic_write
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer  # optional
+
+SOURCES, HEADERS = "*.py", "*.h"
 VOCABULARY = 8192
 BYTES = 256  # the vocabulary without `tokenizers`
 SAMPLE = 8_000_000  # maximum characters for training the tokenizer
@@ -31,27 +35,30 @@ class Corpus(NamedTuple):
     tokenizer: str
 
 
-def load_corpus(session: Session, count: int, vocabulary: int = VOCABULARY) -> Corpus:
-    """At most `count` training tokens, cached in the session's folder."""
+def load_corpus(
+    session: Session, count: int, vocabulary: int = VOCABULARY, files: str = SOURCES
+) -> Corpus:
+    """At most `count` training tokens of files, cached in the session's folder."""
     name = "BPE" if find_spec("tokenizers") else "bytes"
     size = vocabulary if name == "BPE" else BYTES
     folder = session.folder / "tokens"
     make_folder(folder)
-    path = folder / f"{name}-{size}-{count}.npz"
+    path = folder / f"{name}-{size}-{count}{Path(files).suffix}.npz"
     if not path.exists():
-        train, validation = _tokens(count, size if name == "BPE" else None)
+        tokenizer = _tokenizer(folder, size, 4 * count) if name == "BPE" else None
+        train, validation = _tokens(count, tokenizer, files)
         with atomic_write(path) as part, part.open("wb") as file:
             np.savez(file, train=train, validation=validation)
     with np.load(path) as tokens:
         return Corpus(tokens["train"], tokens["validation"], size, name)
 
 
-def _texts() -> Iterator[str]:
+def _texts(files: str) -> Iterator[str]:
     """The files of this Python's library and packages, in a fixed random order."""
     hashes: dict[Path, str] = {}
     for key in ("stdlib", "purelib"):
         folder = Path(sysconfig.get_paths()[key]).resolve()
-        for path in folder.rglob("*.py"):
+        for path in folder.rglob(files):
             relative = path.relative_to(folder).as_posix()
             hashes.setdefault(path, hashlib.sha256(relative.encode()).hexdigest())
     for path in sorted(hashes, key=lambda path: (hashes[path], path)):
@@ -62,13 +69,15 @@ def _texts() -> Iterator[str]:
             continue
 
 
-def _tokens(count: int, vocabulary: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens for training and validation. vocabulary: of BPE; None: bytes."""
-    texts = _texts()
-    if vocabulary is None:
+def _tokens(
+    count: int, tokenizer: "Tokenizer | None", files: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens for training and validation; bytes without a tokenizer."""
+    texts = _texts(files)
+    if tokenizer is None:
         encoded = (np.array(bytearray(text.encode()), np.uint16) for text in texts)
     else:
-        encoded = _encoded(texts, vocabulary, min(SAMPLE, 4 * count))
+        encoded = _encoded(texts, tokenizer)
     train: list[np.ndarray] = []
     validation: list[np.ndarray] = []
     total = 0
@@ -83,12 +92,20 @@ def _tokens(count: int, vocabulary: int | None) -> tuple[np.ndarray, np.ndarray]
     return np.concatenate(train)[:count], np.concatenate(validation)
 
 
-def _encoded(
-    texts: Iterator[str], vocabulary: int, sample: int
-) -> Iterator[np.ndarray]:
-    """BPE tokens of each text. sample: characters for training the tokenizer."""
+def _encoded(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[np.ndarray]:
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    while block := list(islice(texts, BLOCK)):
+        for encoding in encode(block):
+            yield np.array(encoding.ids, dtype=np.uint16)
+
+
+def _tokenizer(folder: Path, vocabulary: int, characters: int) -> "Tokenizer":
+    """BPE, trained on Python source files once for all texts in this folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+    path = folder / f"tokenizer-{vocabulary}.json"
+    if path.exists():
+        return Tokenizer.from_file(str(path))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -96,16 +113,15 @@ def _encoded(
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    first: list[str] = []
-    size = 0
+    sample = _first(_texts(SOURCES), min(SAMPLE, characters))
+    tokenizer.train_from_iterator(sample, trainer)
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+def _first(texts: Iterator[str], characters: int) -> Iterator[str]:
     for text in texts:
-        first.append(text)
-        size += len(text)
-        if size >= sample:
+        yield text
+        characters -= len(text)
+        if characters <= 0:
             break
-    tokenizer.train_from_iterator(first, trainer)
-    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-    texts = chain(first, texts)
-    while block := list(islice(texts, BLOCK)):
-        for encoding in encode(block):
-            yield np.array(encoding.ids, dtype=np.uint16)

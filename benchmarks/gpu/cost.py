@@ -1,4 +1,4 @@
-"""Part (b): cost of a step, beside forward and backward and other optimizers.
+"""Cost of a step, beside forward and backward and other optimizers.
 
 ms: median of 20 steps after 100 warm-up steps, each between two synchronisations;
 worst_ms: the slowest of the 20. kernels, copies and device_ms: of a step, by torch's
@@ -21,8 +21,9 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from benchmarks.gpu.optimizers import OPTIMIZERS, Optimizers
+from benchmarks.gpu.optimizers import OPTIMIZERS
 from benchmarks.gpu.session import Records, Session
 from benchmarks.gpu.timing import (
     mib,
@@ -82,7 +83,7 @@ def optimizer_step(session: Session, trained: Trained, name: str) -> Record:
         start = perf_counter()
         first = transient_bytes(session, stepper.whole)
         first_s = perf_counter() - start
-        state = state_bytes(stepper.optimizers, session.device)
+        state = state_bytes(stepper.optimizer, session.device)
         times = timed(session, stepper.step, stepper.prepare)
         steps = stepper.renew_every or PROFILED
         peak = transient_bytes(session, partial(stepper.whole, steps))
@@ -116,20 +117,19 @@ def training_ms(session: Session, trained: Trained, stepper: "Stepper") -> float
 
 
 class Stepper:
-    """Optimizers that are stepped in sequence with constant gradients.
+    """An optimizer with constant gradients.
 
     graph_every: steps from one reading of the graph to the next; 0 if a metanet reads
     it in every step or never. renew_every: steps in which the default renews all
     eigenbases; None for other optimizers.
     """
 
-    def __init__(self, trained: Trained, optimizers: Optimizers):
-        self.optimizers = optimizers
+    def __init__(self, trained: Trained, optimizer: Optimizer):
+        self.optimizer = optimizer
         self._params = list(trained.model.parameters())
         self._grads = [p.grad for p in self._params]
         self.graph_every = 0
-        self._first = first = optimizers[0]
-        rule = getattr(first, "rule", None)
+        rule = getattr(optimizer, "rule", None)
         if isinstance(rule, LearnedOptimizer):
             every = rule.metanet.graph_every
             self.graph_every = every if every > 1 else 0
@@ -137,11 +137,10 @@ class Stepper:
     @property
     def renew_every(self) -> int | None:
         """Known after the first step."""
-        return self._first.param_groups[0].get("precondition_frequency")
+        return self.optimizer.param_groups[0].get("precondition_frequency")
 
     def step(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
 
     def prepare(self) -> None:
         """Restores gradients; the next step reads no graph."""
@@ -162,7 +161,7 @@ class Stepper:
 
     def _count_as(self, steps: int) -> None:
         if self.graph_every:
-            for record in self._first.state.values():
+            for record in self.optimizer.state.values():
                 record["step"].fill_(steps)
 
 

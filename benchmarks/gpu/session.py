@@ -1,7 +1,6 @@
-"""The device, the remaining time, the process and the records of a part."""
+"""The device, the remaining time, processes and records of measurements."""
 
 import gc
-import importlib
 import logging
 import multiprocessing
 import platform
@@ -23,20 +22,24 @@ from benchmarks.records import Record
 from harness.files import write_json
 
 NOTE = 300  # maximum characters of an error message
-GRACE = 30.0  # seconds to complete the current case after the deadline
+GRACE = 60.0  # seconds to complete the current case after the deadline
 
 
 class Skipped(Exception):
     """Raised by a case that does not apply or does not fit into the remaining time."""
 
 
+class Cut(Exception):
+    """Raised by a case that goes on in the next session."""
+
+
 @dataclass(frozen=True)
 class Session:
-    """Settings of a part.
+    """Settings of measurements.
 
     device: "cuda" or "cpu". tiny: small shapes and few steps, for tests. folder: for
     records. deadline: of `time.monotonic()`; no case starts after it. command: the
-    command line, for the records.
+    command line, for the records. data: folder of image data sets.
     """
 
     device: str
@@ -44,16 +47,30 @@ class Session:
     folder: Path
     deadline: float
     command: str = ""
+    data: Path | None = None
 
     def left(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
-    def check_left(self, seconds: float) -> None:
-        """Raises Skipped if a case of this duration does not fit."""
-        left = self.left()
-        if left < seconds:
-            raise Skipped(f"needs {seconds:.0f} s; {max(left, 0):.0f} s are left")
+    def outcome(self, case: Callable[[], Record]) -> Record:
+        """The result of a case, or the reason why there is none.
+
+        It has a status: "ok", "failed", "skipped" or "cut". No case starts after the
+        deadline.
+        """
+        if self.left() <= 0:
+            return {"status": "skipped", "note": "no time was left"}
+        try:
+            return {"status": "ok", **case()}
+        except Skipped as reason:
+            return {"status": "skipped", "note": str(reason)}
+        except Cut as reason:
+            return {"status": "cut", "note": str(reason)}
+        except Exception as error:
+            first_line = str(error).strip().partition("\n")[0]
+            note = f"{type(error).__name__}: {first_line}"[:NOTE]
+            return {"status": "failed", "note": note}
 
     @property
     def is_cuda(self) -> bool:
@@ -72,7 +89,7 @@ class Session:
 
 
 class Records:
-    """Records of a part, written to <folder>/<part>.json after each case."""
+    """Records of cases, written to <folder>/<part>.json after each case."""
 
     def __init__(self, session: Session, part: str):
         self.session = session
@@ -82,21 +99,12 @@ class Records:
         self.write()
 
     def attempt(self, about: Record, case: Callable[[], Record]) -> Record:
-        """Adds the record of a case: its result, or the reason why there is none.
+        """Adds the record of a case.
 
-        about: the first keys of the record, which describe the case. The record has a
-        status: "ok", "failed" or "skipped".
+        about: the first keys of the record, which describe the case.
         """
         start = time.monotonic()
-        try:
-            self.session.check_left(0)
-            outcome = {"status": "ok", **case()}
-        except Skipped as reason:
-            outcome = {"status": "skipped", "note": str(reason)}
-        except Exception as error:
-            first_line = str(error).strip().partition("\n")[0]
-            note = f"{type(error).__name__}: {first_line}"[:NOTE]
-            outcome = {"status": "failed", "note": note}
+        outcome = self.session.outcome(case)
         record = {**about, **outcome, "case_s": round(time.monotonic() - start, 2)}
         self.records.append(record)
         cells = []
@@ -137,20 +145,28 @@ def machine(session: Session) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, None outside of a git repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    folder = Path(__file__).parent
+    """The commit of the checkout, with "-dirty" if anything but its results differs;
+    None outside of a git repository."""
+    describe = ["git", "describe", "--always", "--abbrev=12"]
+    changes = ["git", "diff", "--name-only", "HEAD", "--", ":!/results"]
     try:
-        output = subprocess.check_output(
-            command, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
+        name, files = (
+            subprocess.check_output(
+                command,
+                cwd=Path(__file__).parent,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                timeout=10,
+            )
+            for command in (describe, changes)
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return output.strip() or None
+    return name.strip() + "-dirty" * bool(files) if name else None
 
 
-def run_part(part: str, session: Session) -> None:
-    """Runs a part in this process."""
+def prepared(work: Callable[[Session], None], session: Session) -> None:
+    """Does the work in this process, with full precision."""
     if not session.is_cuda:
         torch.set_num_threads(1)
     logging.getLogger("ngopt").setLevel(logging.ERROR)
@@ -159,16 +175,16 @@ def run_part(part: str, session: Session) -> None:
     )
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    importlib.import_module(f"benchmarks.gpu.{part}").run(session)
+    work(session)
 
 
-def in_process(part: str, session: Session) -> str | None:
-    """Runs a part in a new process. Returns the reason if it did not complete.
+def in_process(work: Callable[[Session], None], session: Session) -> str | None:
+    """Does the work in a new process. Returns the reason if it did not complete.
 
-    A process does not survive CUDA errors, so parts are in different processes.
+    A process does not survive CUDA errors.
     """
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=run_part, args=(part, session))
+    process = context.Process(target=prepared, args=(work, session))
     process.start()
     process.join(max(session.left(), 0) + GRACE)
     if process.exitcode is None:

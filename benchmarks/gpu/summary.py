@@ -1,79 +1,42 @@
-"""Merges all parts into one record and one printed table."""
+"""The printed table of the cost of a step."""
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from benchmarks.records import Record, table
 
-# Printed keys of the parts.
-SHOWN = {
-    "cost": (
-        "network", "optimizer", "ms", "worst_ms", "look_ms", "device_ms", "kernels",
-        "copies", "transient_mib", "first_transient_mib", "state",
-    ),
-    "lm": ("optimizer", "lr", "steps", "validation", "train", "ms", "seconds"),
-}  # fmt: skip
-
-# Keys that describe a case.
-ABOUT = "network", "optimizer", "what", "lr", "steps"
+SHOWN = (
+    "network", "optimizer", "ms", "worst_ms", "look_ms", "device_ms", "kernels",
+    "copies", "transient_mib", "first_transient_mib", "state",
+)  # fmt: skip
 
 
-def merged(
-    folder: Path, parts: Sequence[str], ended: Mapping[str, str]
-) -> dict[str, Any]:
-    """The records of all parts in a folder. ended: reasons of incomplete parts."""
-    contents: dict[str, Any] = {}
-    for part in parts:
-        with suppress(OSError, ValueError):  # missing or invalid
-            contents[part] = json.loads((folder / f"{part}.json").read_text())
-        if part in ended:
-            contents.setdefault(part, {"machine": {}, "records": []})
-            contents[part]["ended"] = ended[part]
-    return contents
+def summary(content: Mapping[str, Any], ended: str | None) -> tuple[str, bool]:
+    """The table of a record, and whether a case failed.
+
+    ended: why the process did not complete; None if it did.
+    """
+    machine, records = content["machine"], content["records"]
+    device, torch, date = map(machine.get, ("device", "torch", "date"))
+    measured = [record for record in records if "ms" in record]
+    printed = [{key: short(record.get(key)) for key in SHOWN} for record in measured]
+    title = f"cost ({device}, torch {torch}, {date})"
+    remarks = remarks_with("failed", "FAILED ", records)
+    if ended is not None:
+        remarks.append(f"FAILED   the process {ended}")
+    has_failures = bool(remarks)
+    remarks += remarks_with("skipped", "skipped", records)
+    blocks = f"{title}\n{table(printed)}" if printed else f"{title}: nothing", *remarks
+    return "\n".join(blocks), has_failures
 
 
-def summary(contents: Mapping[str, Any]) -> tuple[str, bool]:
-    """The table of all parts, and whether a case failed."""
-    blocks: list[str] = []
-    remarks: list[str] = []
-    for part, content in contents.items():
-        machine = content["machine"]
-        device, torch, date = map(machine.get, ("device", "torch", "date"))
-        title = f"{part} ({device}, torch {torch}, {date})"
-        records = content["records"]
-        printed = cases(part, records)
-        blocks.append(f"{title}\n{table(printed)}" if printed else f"{title}: nothing")
-        remarks += remarks_with("failed", "FAILED ", part, records)
-        remarks += remarks_with("skipped", "skipped", part, records)
-        if "ended" in content:
-            remarks.append(f"FAILED   {part}: the part {content['ended']}")
-    blocks.append("\n".join(remarks) or "nothing failed or was skipped")
-    has_failures = any(remark.startswith("FAILED") for remark in remarks)
-    return "\n\n".join(blocks), has_failures
-
-
-def remarks_with(
-    status: str, word: str, part: str, records: Sequence[Record]
-) -> list[str]:
+def remarks_with(status: str, word: str, records: Sequence[Record]) -> list[str]:
     """A line for each record with a status: the case, and why it has that status."""
-    lines = []
-    for record in records:
-        if record["status"] == status:
-            about = [str(record[key]) for key in ABOUT if record.get(key) is not None]
-            lines.append(f"{word}  {part}: {', '.join(about)}: {record['note']}")
-    return lines
-
-
-def cases(part: str, records: Sequence[Record]) -> list[Record]:
-    """The printed values of the cases that were measured."""
-    rows = []
-    for record in records:
-        if "ms" in record or "seconds" in record:
-            rows.append({key: short(record.get(key)) for key in SHOWN[part]})
-    return rows
+    return [
+        f"{word}  {record['network']}, {record['optimizer']}: {record['note']}"
+        for record in records
+        if record["status"] == status
+    ]
 
 
 def short(value: Any) -> Any:

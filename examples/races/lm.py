@@ -13,28 +13,27 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from benchmarks.gpu.corpus import load_corpus
-from benchmarks.gpu.lm import FULL, Data
+from benchmarks.gpu.lm import FULL, Text
 from benchmarks.gpu.session import Session
-from benchmarks.shapes import Gpt, loss_of
+from benchmarks.shapes import loss_of
 
 BATCHES = 10_000
 Batch = tuple[Tensor, Tensor]
 
 
 @cache
-def data() -> Data:
+def data() -> Text:
     """Encodes the text in the first call; cached in runs/race."""
     session = Session("cpu", False, Path("runs/race"), deadline=inf)
-    return Data(session, FULL, load_corpus(session, FULL.tokens))
+    return Text(session, FULL, load_corpus(session, FULL.tokens))
 
 
 def model() -> nn.Module:
-    size = FULL
-    return Gpt(data().vocabulary, size.length, size.width, size.heads, size.depth)
+    return data().model()
 
 
 def batches() -> Iterator[Batch]:
-    yield from map(data().batch, data().starts(BATCHES))
+    yield from map(data().batch, data().order(BATCHES))
 
 
 def validation_batches() -> list[Batch]:

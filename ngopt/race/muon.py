@@ -1,6 +1,7 @@
 """Muon for matrices and kernels, Adam for the other parameters."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ class MuonWithAdam(Optimizer):
 
     `torch.optim.Muon` takes matrices alone, so it gets views of kernels, (out, in * k *
     k). Both parts use the same learning rate and weight decay; AdamW without weight
-    decay is Adam. `state_dict` leaves out the momenta, so it cannot resume.
+    decay is Adam. Vectors have no weight decay.
     """
 
     def __init__(
@@ -22,9 +23,10 @@ class MuonWithAdam(Optimizer):
         with_adam: Iterable[Tensor] = (),
         weight_decay: float = 0.0,
         adjust_lr_fn: str | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
     ):
         """with_adam: other parameters for AdamW, such as embeddings. adjust_lr_fn: of
-        `torch.optim.Muon`.
+        `torch.optim.Muon`. betas: of AdamW.
 
         Raises ValueError for a kernel that is not contiguous, which has no such view.
         """
@@ -44,19 +46,32 @@ class MuonWithAdam(Optimizer):
                 )
             self._kernels.append(p)
             self._matrices.append(p.detach().view(len(p), -1))
-        self._parts: list[Optimizer] = []
+        self.parts: list[Optimizer] = []
         if self._matrices:
             muon = torch.optim.Muon(
                 self._matrices, lr, weight_decay=weight_decay, adjust_lr_fn=adjust_lr_fn
             )
-            self._parts.append(muon)
+            self.parts.append(muon)
         if adam_params:
-            adam = torch.optim.AdamW(adam_params, lr, weight_decay=weight_decay)
-            self._parts.append(adam)
+            vectors = [p for p in adam_params if p.ndim < 2]
+            tables = [p for p in adam_params if p.ndim >= 2]
+            groups = [{"params": vectors, "weight_decay": 0.0}, {"params": tables}]
+            adam = torch.optim.AdamW(groups, lr, betas, weight_decay=weight_decay)
+            self.parts.append(adam)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        for part in self._parts:
-            part.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = self.param_groups[0]["lr"]
             part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = [part.state_dict() for part in self.parts]
+        return {**super().state_dict(), "parts": parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)

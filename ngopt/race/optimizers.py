@@ -105,11 +105,15 @@ def soap(model: nn.Module, lr: float, kind: str = "SOAP") -> Optimizer:
     return getattr(heavyball, kind)(model.parameters(), lr=lr)
 
 
+def other_parameters(named: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
+    """Tables, output layers and vectors, which Muon is not meant for."""
+    roles = parameter_roles(named)
+    return [p for name, p in named if roles[name].role != "matrix"]
+
+
 def _muon(model: nn.Module, lr: float) -> Optimizer:
     """Muon for matrices, AdamW for tables, output layers and vectors."""
-    named = list(model.named_parameters())
-    roles = parameter_roles(named)
-    with_adam = [p for name, p in named if roles[name].role != "matrix"]
+    with_adam = other_parameters(list(model.named_parameters()))
     return MuonWithAdam(
         model.parameters(), lr, with_adam, WEIGHT_DECAY, "match_rms_adamw"
     )

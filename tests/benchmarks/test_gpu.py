@@ -10,10 +10,10 @@ from torch import nn
 pytest.importorskip("torchvision")
 
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import cost, optimizers, summary, timing
+from benchmarks.gpu import cost, ledger, optimizers, summary, timing
 from benchmarks.gpu.session import Records, Session, Skipped, in_process
 from benchmarks.launches import state_bytes
-from benchmarks.shapes import TINY_WORKLOADS, Gpt
+from benchmarks.shapes import TINY_WORKLOADS
 
 
 def needs_gpu(test):
@@ -29,20 +29,28 @@ class TestProgram:
     def test_everything_on_a_cpu(self, tmp_path, capsys):
         arguments = ["--device", "cpu", "--tiny", "--folder", str(tmp_path / "new")]
         program.main([*arguments, "--minutes", "5"])  # takes one
-        contents = json.loads((tmp_path / "new" / "gpu.json").read_text())
-        assert list(contents) == ["cost", "lm"]
-        assert all(part["machine"]["device"] == "cpu" for part in contents.values())
-        statuses = {
-            name: [record["status"] for record in part["records"]]
-            for name, part in contents.items()
-        }
-        assert statuses["cost"].count("ok") >= 8 * len(TINY_WORKLOADS)
-        assert statuses["lm"] == ["ok"] * 5
-        assert "failed" not in statuses["cost"]
+        content = json.loads((tmp_path / "new" / "cost.json").read_text())
+        assert content["machine"]["device"] == "cpu"
+        statuses = [record["status"] for record in content["records"]]
+        assert statuses.count("ok") >= 8 * len(TINY_WORKLOADS)
+        assert "failed" not in statuses
         printed = capsys.readouterr().out
-        assert (tmp_path / "new" / "gpu.txt").read_text() in printed
         for name in ("tiny Llama", "Muon + AdamW", "ng-gnn"):
             assert name in printed
+
+    @pytest.mark.slow
+    def test_next_runs(self, tmp_path, capsys):
+        record = tmp_path / "gpu.json"
+        for name in ledger.names():
+            status = "skipped" if name == "pytest -m gpu" else "ok"
+            ledger.write(record, name, {"status": status})
+        options = ["--device", "cpu", "--tiny", "--folder", str(tmp_path), "--next"]
+        program.main([*options, "--record", str(record)])
+        printed = capsys.readouterr()
+        assert "pytest -m gpu: skipped: all tests were skipped" in printed.err
+        assert "| 26 of 26 " in printed.out
+        program.main(["--list", "--record", str(record)])
+        assert capsys.readouterr().out == printed.out
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -51,6 +59,10 @@ class TestProgram:
             (
                 ["--device", "cpu"],
                 "error: --device cpu: expected --tiny; got full shapes",
+            ),
+            (
+                ["--device", "cpu", "--tiny", "--next"],
+                "error: --tiny: expected --record with another file; got the project's",
             ),
         ],
     )
@@ -66,36 +78,26 @@ class TestProgram:
         assert re.match(message, line)
         assert not folder.exists()
 
-    def test_deadlines(self):
-        ends = program.deadlines(["cost", "lm"], 100.0, 8)
-        assert ends == pytest.approx({"cost": 340, "lm": 580})
-        assert program.deadlines(["lm"], 0.0, 2) == {"lm": 120}
-
-    def test_other_parts_run_after_one_has_ended(self, tmp_path, monkeypatch, capsys):
-        def in_process(part, session):
-            if part == "cost":
-                return "ended with exit code -9"
-            Records(session, part).attempt({"what": part}, dict)
-            return None
-
-        monkeypatch.setattr(program, "in_process", in_process)
+    def test_a_process_that_ends_early(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(program, "in_process", lambda *_: "ended with exit code -9")
         (tmp_path / "cost.json").write_text("of an earlier run")
         options = ["--device", "cpu", "--tiny", "--folder", str(tmp_path)]
         with pytest.raises(SystemExit) as error:
-            program.main([*options, "--only", "lm", "cost"])
+            program.main(options)
         assert error.value.code == 1
-        contents = json.loads((tmp_path / "gpu.json").read_text())
-        ended = "ended with exit code -9"
-        assert contents["cost"] == {"machine": {}, "records": [], "ended": ended}
-        assert contents["lm"]["records"][0]["status"] == "ok"
-        assert f"FAILED   cost: the part {ended}" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "FAILED   the process ended with exit code -9" in printed
 
     @pytest.mark.slow
     def test_processes(self, session, monkeypatch):
-        assert in_process("unknown", session) == "ended with exit code 1"
+        assert in_process(fails, session) == "ended with exit code 1"
         monkeypatch.setattr("benchmarks.gpu.session.GRACE", 0.0)
         late = Session("cpu", True, session.folder, time.monotonic())
-        assert in_process("cost", late).startswith("stopped")
+        assert in_process(cost.run, late).startswith("stopped")
+
+
+def fails(session):
+    raise ValueError
 
 
 class TestRecords:
@@ -120,19 +122,19 @@ class TestRecords:
     def test_no_case_begins_after_the_deadline(self, session):
         late = Session("cpu", True, session.folder, time.monotonic() - 1)
         record = Records(late, "part").attempt({}, lambda: pytest.fail("has begun"))
-        expected = "skipped", "needs 0 s; 0 s are left"
+        expected = "skipped", "no time was left"
         assert (record["status"], record["note"]) == expected
 
     def test_summary(self, session):
         def fail():
             raise ValueError("no such shape")
 
-        records = Records(session, "lm")
-        records.attempt({"what": "run", "optimizer": "AdamW", "lr": 0.1}, fail)
-        contents = summary.merged(session.folder, ["cost", "lm"], {})
-        text, has_failures = summary.summary(contents)
+        records = Records(session, "cost")
+        records.attempt({"network": "a CNN", "optimizer": "AdamW"}, fail)
+        content = json.loads(records.path.read_text())
+        text, has_failures = summary.summary(content, ended=None)
         assert has_failures
-        assert "FAILED   lm: AdamW, run, 0.1: ValueError: no such shape" in text
+        assert "FAILED   a CNN, AdamW: ValueError: no such shape" in text
 
 
 class TestTiming:
@@ -166,26 +168,32 @@ class TestTiming:
 
     def test_state(self, session):
         model = nn.Linear(3, 5)
-        (adamw,) = optimizers.adamw(model)
+        adamw = optimizers.adamw(model)
         model(torch.ones(2, 3)).sum().backward()
         adamw.step()
         # two moments, and the number of steps of each parameter
-        assert state_bytes([adamw], session.device) == 2 * 4 * 20 + 2 * 4
+        assert state_bytes(adamw, session.device) == 2 * 4 * 20 + 2 * 4
 
 
 class TestCost:
-    def test_hidden_matrices(self):
-        model = Gpt(64, 8, 16, 2, 2)
-        matrices, others = optimizers.hidden_matrices(model)
-        assert len(matrices) == 8
-        assert len(matrices) + len(others) == len(list(model.parameters()))
-        assert {p.shape for p in others if p.ndim == 2} == {(64, 16), (8, 16)}
+    @pytest.mark.parametrize(("network", "count"), [("tiny GPT", 8), ("tiny CNN", 2)])
+    def test_muon_trains_hidden_matrices_and_kernels(self, network, count, session):
+        trained = cost.Trained(session, TINY_WORKLOADS[network])
+        muon = optimizers.muon(trained.model)
+        muon.step()
+        matrices, others = (part.state for part in muon.parts)
+        assert len(matrices) == count
+        params = list(trained.model.parameters())
+        assert len(others) == len(params) - count
+        # momenta of all, second moments and steps of others
+        numels = trained.numel + sum(p.numel() + 1 for p in others)
+        assert state_bytes(muon, session.device) == 4 * numels
 
     @pytest.mark.filterwarnings("ignore")
     def test_some_steps_read_the_graph(self, session):
         trained = cost.Trained(session, TINY_WORKLOADS["tiny CNN"])
-        (optimizer,) = made = optimizers.OPTIMIZERS["ng-gnn"](trained.model)
-        stepper = cost.Stepper(trained, made)
+        optimizer = optimizers.OPTIMIZERS["ng-gnn"](trained.model)
+        stepper = cost.Stepper(trained, optimizer)
         assert stepper.graph_every == optimizer.rule.metanet.graph_every > 1
         looks = []
         for prepare in (stepper.prepare, *[stepper.prepare] * 3, stepper.prepare_look):

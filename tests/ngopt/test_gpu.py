@@ -10,7 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import distributed, nn
 from torch.autograd import DeviceType
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 pytest.importorskip("torchvision")
@@ -36,6 +39,7 @@ EXACT, ROUNDING = 1e-8, 3e-4
 # Weights in bfloat16 and operands of products may round to the other neighbour.
 BFLOAT16 = 0.02
 FULL_PRECISION = 2e-5  # TF32 rounds to 5e-4
+FEEDBACK = 0.01  # where gradients depend on the weights
 
 # every metanet can read the first one
 NETWORKS = {"plain CNN": lambda: paper_cnn(1, (8, 16, 16))}
@@ -349,3 +353,31 @@ def test_one_optimizer_on_two_devices():
         p.data = p.data.to("cuda:1")
         p.grad = torch.zeros_like(p)
     assert run.train().error(reference) < ROUNDING
+
+
+@pytest.fixture
+def one_rank():
+    distributed.init_process_group(
+        "cuda:nccl,cpu:gloo", store=distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("policy", [OffloadPolicy(), CPUOffloadPolicy()], ids=type)
+def test_one_rank_equals_no_rank(policy, one_rank):
+    """With NCCL; with weights, gradients and state on the CPU in the second case."""
+    start = network("tiny GPT").cuda()
+    plain, sharded = copy.deepcopy(start), copy.deepcopy(start)
+    fully_shard(sharded, offload_policy=policy)
+    batch = TINY_WORKLOADS["tiny GPT"].batch(torch.device("cuda"))
+    for model in (plain, sharded):
+        optimizer = NGOptimizer(model.parameters(), total_steps=HORIZON)
+        for _ in range(STEPS):
+            logits = model(batch[0]).flatten(0, 1)
+            cross_entropy(logits, batch[1].flatten()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    local = nn.ParameterList(p.to_local().detach() for p in sharded.parameters())
+    moved = distance(values(plain), values(start))
+    assert distance(values(local), values(plain)) < FEEDBACK * moved

@@ -50,3 +50,40 @@ def test_kernels_without_a_matrix_view_are_an_error():
     kernel = nn.Parameter(torch.randn(4, 2, 3, 3).to(memory_format=torch.channels_last))
     with pytest.raises(ValueError, match="contiguous kernels; got strides"):
         MuonWithAdam([kernel], lr=0.1)
+
+
+def test_state_dicts_resume():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3), nn.LayerNorm(3)]
+    whole = nn.Sequential(*layers)
+    resumed = copy.deepcopy(whole)
+    images = torch.randn(8, 2, 3, 3)
+
+    def optimizer_of(model):
+        table = [model[2].weight]
+        return MuonWithAdam(model.parameters(), 0.1, table, weight_decay=0.1)
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+
+    first, optimizer = optimizer_of(whole), optimizer_of(resumed)
+    for number in range(6):
+        step(whole, first)
+        step(resumed, optimizer)
+        if number == 2:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = optimizer_of(resumed)
+            optimizer.load_state_dict(saved)
+    assert same(resumed, snapshot(whole))
+
+
+def test_vectors_have_no_weight_decay():
+    params = [nn.Parameter(torch.ones(shape)) for shape in ((3, 3), (3, 3), (3,))]
+    optimizer = MuonWithAdam(params, 0.1, [params[1]], weight_decay=0.1)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    values = [p.mean().item() for p in params]
+    assert values == pytest.approx([0.99, 0.99, 1.0])
