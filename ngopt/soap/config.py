@@ -30,7 +30,7 @@ class SoapConfig:
     step_size: float = 0.009
     # More than 64 inputs: the step size has the factor (fan_in / 64) ** -fan_exponent.
     fan_exponent: float = 0.5
-    chain: float = 6.0  # longer chains of matrices have shorter steps: `chain_length`
+    chain: float = 7.0  # longer chains of matrices have shorter steps: `chain_length`
     invariant: float = 1.4  # factor for weights whose scale has no effect
     weight_exponent: float = 1.0  # power of the weight scale: see `first_steps`
     # Limits of the weight scale in runs of up to 1,000 steps and of infinitely many.

@@ -1,8 +1,9 @@
 """Factors of the step size from initial weights and the first gradients.
 
 Initial weights. The first steps have the same size for any scale of the initial weights
-at or above PyTorch's. Below, it is proportional to the square root of the ratio. Later
-step sizes are proportional to the RMS of the weights, up to a limit (`largest_size`).
+at or above PyTorch's, but for chains. Below, it is proportional to the square root of
+the ratio. Later step sizes are proportional to the RMS of the weights, up to a limit
+(`largest_size`).
 
 Invariant weights. If a norm follows a matrix, the scale of its weights has no effect,
 and their gradient is orthogonal to them (van Laarhoven 2017). What counts is the change
@@ -13,8 +14,10 @@ sqrt n); those of trained matrices are (Martin and Mahoney 2021). A trained netw
 near a minimum, where gradients are noise: its steps are shorter. If the first gradients
 agree, as they do for other data, it is far from a minimum: steps have full length.
 
-Chains. Changes of the matrices of a chain add up in its output: in long chains steps
-are shorter. The first gradients show how long it is.
+Chains. A chain of matrices and ReLUs is homogeneous in each of them: its first steps
+are proportional to the root of the RMS of the weights above PyTorch's, too. Changes of
+its matrices add up in its output: in long chains steps are shorter. The first gradients
+show how long it is.
 
 Tables. Rare rows of an embedding table receive few gradients: steps are longer. The
 first gradients give the share of rows in a batch.
@@ -41,6 +44,7 @@ MIN_DENSITY = 1e-3  # share of a table's rows
 MAX_RADIAL = 1e-4
 SAME_PRODUCT = 1.003  # largest ratio of inner products of one chain
 SAME_RMS = 1.00001  # largest ratio of the RMS of gradients of copies
+SHORTEST_CHAIN = 3  # matrices; two can have the same product by chance
 TINY = 1e-30
 
 
@@ -132,7 +136,9 @@ class FirstSteps:
         shares, untrained = trained(excess, self.matrices, self._numels, self.config)
         share = xp.asarray(shares)
         offset, slope = initial_size(rms, scheduled.inverse_init_rms)
-        square = share**2 * self._of_chain(measured)  # step sizes go with the root
+        by_chain = self._of_chain(measured, scheduled.inverse_init_rms)
+        # below 1 step sizes go with the root
+        square = share**2 * xp.minimum(by_chain, by_chain**2)
         first = {
             "offset": offset * square,
             "slope": slope * square,
@@ -144,14 +150,16 @@ class FirstSteps:
             first[key] = xp.where(measured.is_first, value, getattr(state, key))
         return state._replace(**first)
 
-    def _of_chain(self, measured: Measured) -> Array:
-        """The square of the factor of first steps by `chain_length`, at most 1."""
+    def _of_chain(self, measured: Measured, inverse_init_rms: Array) -> Array:
+        """The factor of first steps in a chain, 1 elsewhere."""
         assert measured.radial is not None
-        sizes = array_module(measured.radial).asarray(self._sizes)
-        norms = _detached(measured.grad_rms * measured.weight_rms) * sizes
-        grad_rms = _detached(measured.grad_rms)
-        length = chain_length(measured.radial * norms, grad_rms)
-        return self.config.chain / length.clip(self.config.chain)
+        xp = array_module(measured.radial)
+        grad_rms, rms = _detached(measured.grad_rms), _detached(measured.weight_rms)
+        products = measured.radial * grad_rms * rms * xp.asarray(self._sizes)
+        length = chain_length(products, grad_rms)
+        longest = self.config.chain
+        size = (rms * inverse_init_rms).clip(1.0) ** 0.5
+        return xp.where(length > 0, size * longest / length.clip(longest), 1.0)
 
     def _from_invariance(
         self, measured: Measured, scheduled: ScheduledValues, state: ScalarState
@@ -203,17 +211,21 @@ class FirstSteps:
 
 
 def chain_length(products: Array, grad_rms: Array) -> Array:
-    """The largest number of matrices with the same |<gradient, weights>|, ().
+    """The number of matrices of a chain, ().
 
-    A chain of L matrices and ReLUs is homogeneous in each of them, so these inner
-    products are equal. Those of parallel networks differ, as do those beside shortcuts.
-    Copies of a matrix, which have the same gradient, too, count as one.
+    A chain of L matrices and ReLUs is homogeneous in each of them, so |<gradient,
+    weights>| is the same for all. These products differ between parallel networks and
+    beside shortcuts. Copies of a matrix, which also have the same gradient, count as
+    one. 0 if less than half of all matrices have the same product.
 
     products: (n,); 0 of vectors.
     """
-    is_same = _alike(products, SAME_PRODUCT) & (products > 0) & (products < torch.inf)
+    is_matrix = (products > 0) & (products < torch.inf)
+    is_same = _alike(products, SAME_PRODUCT) & is_matrix
     copies = (is_same & _alike(grad_rms, SAME_RMS)).sum(1).clip(1)
-    return (is_same / copies).sum(1).max()
+    length = (is_same / copies).sum(1).max()
+    matrices = (is_matrix / copies).sum()
+    return length * ((length >= SHORTEST_CHAIN) & (2 * length >= matrices))
 
 
 def _alike(values: Array, ratio: float) -> Array:

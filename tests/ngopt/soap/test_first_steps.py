@@ -207,15 +207,17 @@ def test_the_length_of_a_chain():
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight)
     assert length_of(chain(x), layers) == pytest.approx(24)
+    assert length_of(chain[:3](x), layers[:3]) == pytest.approx(3)
+    assert length_of(chain[:2](x), layers[:2]) == 0
     norms = nn.Sequential(*(nn.Sequential(x, nn.LayerNorm(20)) for x in layers))
-    assert length_of(norms(x), layers) < 6
+    assert length_of(norms(x), layers) == 0
     shortcuts = x
     for layer in layers:
         shortcuts = shortcuts + 0.3 * layer(shortcuts).relu()
-    assert length_of(shortcuts, layers) < 6
+    assert length_of(shortcuts, layers) == 0
     # eight networks of three layers
     parallel = sum(chain[i : i + 3](x) * i for i in range(0, 24, 3))
-    assert length_of(parallel, layers) < 6.1
+    assert length_of(parallel, layers) == 0
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
@@ -225,22 +227,32 @@ def test_equal_products(scale):
     rms = np.arange(1.0, 10.0)
     assert chain_length(products, rms) == 3
     assert chain_length(torch.tensor(products), torch.tensor(rms)).item() == 3
+    others = products[3] * np.arange(1.0, 4.0)  # 3 of 7
+    assert chain_length(np.append(products, others), np.arange(12.0)) == 0
     for useless in (0.0, np.inf, np.nan):
-        assert chain_length(np.full(2, useless), np.full(2, useless)) == 0
+        assert chain_length(np.full(4, useless), np.full(4, useless)) == 0
 
 
-def test_first_steps_of_long_chains():
-    """With the root of 6 / length: the gradient of each layer is its weights."""
+@pytest.mark.parametrize(
+    ("depth", "size", "factor"),
+    [(2, 4, 1), (3, 1, 1), (3, 4, 2), (7, 4, 2), (14, 1, 0.5), (28, 4, 0.5)],
+)
+def test_first_steps_of_chains(depth, size, factor):
+    """By the root of their RMS and 7 / length, relative to a single layer.
+
+    The gradient of each layer is its weights.
+    """
     lengths = []
-    for depth in (2, 6, 24):
+    for count, scale in ((1, 1.0), (depth, size)):
         torch.manual_seed(0)
-        layers = nn.Sequential(*(nn.Linear(20, 20, bias=False) for _ in range(depth)))
+        layers = nn.Sequential(*(nn.Linear(20, 20, bias=False) for _ in range(count)))
         before = layers[0].weight.detach().clone()
         for p in layers.parameters():
+            p.data *= scale
             p.grad = p.detach() / p.detach().norm() ** 2
         NGOptimizer(layers.parameters(), weight_decay=0.0, total_steps=1000).step()
-        lengths.append((layers[0].weight.detach() - before).norm().item())
-    assert np.array(lengths[1:]) / lengths[0] == pytest.approx([1, 0.5], rel=0.02)
+        lengths.append((layers[0].weight.detach() - scale * before).norm().item())
+    assert lengths[1] / lengths[0] == pytest.approx(factor, rel=0.04)
 
 
 def test_the_density_of_tables():
