@@ -54,8 +54,9 @@ def family(
     widths: tuple[int, ...] = (16, 64, 256),
     batches: tuple[int, ...] = (16, 64, 256),
     depths: tuple[int, ...] = DEPTHS,
+    horizons: tuple[int, ...] = HORIZONS,
 ) -> Family:
-    rungs = {WIDTH: widths, DEPTH: depths, STEPS: HORIZONS, BATCH: batches}
+    rungs = {WIDTH: widths, DEPTH: depths, STEPS: horizons, BATCH: batches}
     return Family(data, network, rungs)
 
 
@@ -68,7 +69,7 @@ def kaiming_cnn(width: int, depth: int) -> nn.Module:
 
 
 FAMILIES = {
-    "mlp": family(FASHION_14, tanh_mlp),
+    "mlp": family(FASHION_14, tanh_mlp, horizons=(*HORIZONS, 30_000)),
     "resmlp": family(FASHION_14, partial(PreNormMlp, 196, 10)),
     "cnn": family(CIFAR_16, kaiming_cnn, (8, 32, 128)),
     "cnn-bn": family(CIFAR_16, partial(even_cnn, 3, norm=nn.BatchNorm2d), (8, 32, 128)),
