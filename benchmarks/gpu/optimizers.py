@@ -28,9 +28,14 @@ def adamw(model: nn.Module, lr: float = 1e-3) -> Optimizer:
 
 def muon(model: nn.Module, lr: float = 1e-3) -> Optimizer:
     """torch's Muon on hidden matrices and kernels, AdamW on other parameters."""
-    with_adam = other_parameters(list(model.named_parameters()))
-    how = DECAY, "match_rms_adamw", BETAS
-    return MuonWithAdam(model.parameters(), lr, with_adam, *how)
+    return MuonWithAdam(
+        model.parameters(),
+        lr,
+        with_adam=other_parameters(list(model.named_parameters())),
+        weight_decay=DECAY,
+        adjust_lr_fn="match_rms_adamw",
+        betas=BETAS,
+    )
 
 
 def ngopt(

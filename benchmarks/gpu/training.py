@@ -55,7 +55,7 @@ class Run(NamedTuple):
         return text + f", seed {self.seed}" * bool(self.seed)
 
 
-def built(model: nn.Module, run: Run) -> Built:
+def build(model: nn.Module, run: Run) -> Built:
     """The optimizer, and the scheduler to step after it."""
     assert run.lr is not None
     if run.optimizer == DEFAULT:
@@ -88,7 +88,7 @@ class Training:
             self.model = data.model()
         if weights is not None:
             self.model.load_state_dict(weights)
-        self.optimizer, self.scheduler = built(self.model, run)
+        self.optimizer, self.scheduler = build(self.model, run)
         self.order = data.order(run.steps, run.seed)
         self.losses: list[Tensor] = []
         self.curve: dict[str, list[float]] = {
@@ -157,16 +157,17 @@ class Training:
     def evaluate(self) -> None:
         """Adds a point to the curve."""
         self.model.eval()
-        sums = torch.zeros(3, device=self.data.device)  # losses, hits, targets
+        total = hits = torch.zeros((), device=self.data.device)
+        count = 0
         for inputs, targets in self.data.validation_batches():
             loss, logits = loss_and_logits(self.model, inputs, targets)
-            hits = (logits.argmax(1) == targets.flatten()).sum()
-            sums += torch.stack([loss * len(logits), hits, hits * 0 + len(logits)])
-        loss, accuracy = (sums[:2] / sums[2]).tolist()
+            total = total + loss * len(logits)
+            hits = hits + (logits.argmax(1) == targets.flatten()).sum()
+            count += len(logits)
         self.curve["steps"].append(len(self.losses))
         self.curve["seconds"].append(self.seconds)
-        self.curve["loss"].append(loss)
-        self.curve["accuracy"].append(accuracy)
+        self.curve["loss"].append(total.item() / count)
+        self.curve["accuracy"].append(hits.item() / count)
 
     def save(self, path: Path) -> None:
         state: dict[str, Any] = {
