@@ -45,6 +45,7 @@ MAX_RADIAL = 1e-4
 SAME_PRODUCT = 1.003  # largest ratio of inner products of one chain
 SAME_RMS = 1.00001  # largest ratio of the RMS of gradients of copies
 SHORTEST_CHAIN = 3  # matrices; two can have the same product by chance
+MOST_COMPARED = 4096  # parameters, each with each other; no chain has so many
 TINY = 1e-30
 
 
@@ -155,6 +156,8 @@ class FirstSteps:
         assert measured.radial is not None
         xp = array_module(measured.radial)
         grad_rms, rms = _detached(measured.grad_rms), _detached(measured.weight_rms)
+        if len(self._numels) > MOST_COMPARED:
+            return xp.ones_like(rms)
         products = measured.radial * grad_rms * rms * xp.asarray(self._sizes)
         length = chain_length(products, grad_rms)
         longest = self.config.chain

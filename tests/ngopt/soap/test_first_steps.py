@@ -255,6 +255,20 @@ def test_first_steps_of_chains(depth, size, factor):
     assert lengths[1] / lengths[0] == pytest.approx(factor, rel=0.04)
 
 
+def test_many_parameters_are_not_compared(monkeypatch):
+    lengths = []
+    for most in (28, 27):
+        monkeypatch.setattr("ngopt.soap.first_steps.MOST_COMPARED", most)
+        torch.manual_seed(0)
+        layers = [nn.Parameter(torch.randn(5, 5)) for _ in range(28)]
+        before = layers[0].detach().clone()
+        for p in layers:
+            p.grad = p.detach() / p.detach().norm() ** 2
+        NGOptimizer(layers, weight_decay=0.0, total_steps=1000).step()
+        lengths.append((layers[0].detach() - before).norm().item())
+    assert lengths[0] < 0.6 * lengths[1]
+
+
 def test_the_density_of_tables():
     grads = [torch.zeros(10, 4), torch.zeros(5), torch.zeros(0, 4)]
     grads[0][:2] = 1.0
