@@ -1,7 +1,7 @@
 """Measures the cost of a step on a GPU, and trains networks there.
 
     python -m benchmarks.gpu --minutes 8 --folder gpu            # the cost of a step
-    python -m benchmarks.gpu --next --minutes 8 --folder gpu     # the next of the runs
+    python -m benchmarks.gpu --next --minutes 8 --folder gpu     # the next runs
     python -m benchmarks.gpu --list                              # runs and results
     python -m benchmarks.gpu --device cpu --tiny --folder gpu    # on a CPU, as a test
 
@@ -38,12 +38,12 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--next", action="store_true", help="do the next of the runs")
+    parser.add_argument("--next", action="store_true", help="do the next runs")
     parser.add_argument("--list", action="store_true", help="print runs and results")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--folder", type=Path, default=Path("gpu"), help="for records")
     parser.add_argument(
-        "--record", type=Path, default=ledger.RECORD, help="of the runs"
+        "--record", type=Path, default=ledger.RECORD, help="JSON file of the runs"
     )
     parser.add_argument("--data", type=Path, help="folder of image data sets")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

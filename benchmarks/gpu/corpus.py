@@ -2,20 +2,17 @@
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.gpu.session import Session
 from harness.files import make_folder
 from ngopt.pretrained.tensor_files import atomic_write
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer  # optional
 
 SOURCES, HEADERS = "*.py", "*.h"
 VOCABULARY = 8192
@@ -24,6 +21,9 @@ SAMPLE = 8_000_000  # maximum characters for training the tokenizer
 LONGEST = 1_000_000  # bytes of a file; longer files are skipped as data
 HELD_OUT = 50  # files, of which one is for validation
 BLOCK = 256  # files that are encoded together
+
+Encode = Callable[[Sequence[str]], Iterable[np.ndarray]]
+"""From texts to the tokens of each, (n,) uint16."""
 
 
 class Corpus(NamedTuple):
@@ -45,8 +45,8 @@ def load_corpus(
     make_folder(folder)
     path = folder / f"{name}-{size}-{count}{Path(files).suffix}.npz"
     if not path.exists():
-        tokenizer = _tokenizer(folder, size, 4 * count) if name == "BPE" else None
-        train, validation = _tokens(count, tokenizer, files)
+        encode = _bpe(folder, size, 4 * count) if name == "BPE" else _bytes
+        train, validation = _tokens(count, encode, files)
         with atomic_write(path) as part, part.open("wb") as file:
             np.savez(file, train=train, validation=validation)
     with np.load(path) as tokens:
@@ -69,19 +69,12 @@ def _texts(files: str) -> Iterator[str]:
             continue
 
 
-def _tokens(
-    count: int, tokenizer: "Tokenizer | None", files: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens for training and validation; bytes without a tokenizer."""
-    texts = _texts(files)
-    if tokenizer is None:
-        encoded = (np.array(bytearray(text.encode()), np.uint16) for text in texts)
-    else:
-        encoded = _encoded(texts, tokenizer)
+def _tokens(count: int, encode: Encode, files: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens for training and validation."""
     train: list[np.ndarray] = []
     validation: list[np.ndarray] = []
     total = 0
-    for number, tokens in enumerate(encoded):
+    for number, tokens in enumerate(_encoded(_texts(files), encode)):
         if number % HELD_OUT == 0:
             validation.append(tokens)
             continue
@@ -92,31 +85,35 @@ def _tokens(
     return np.concatenate(train)[:count], np.concatenate(validation)
 
 
-def _encoded(texts: Iterator[str], tokenizer: "Tokenizer") -> Iterator[np.ndarray]:
-    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+def _encoded(texts: Iterator[str], encode: Encode) -> Iterator[np.ndarray]:
     while block := list(islice(texts, BLOCK)):
-        for encoding in encode(block):
-            yield np.array(encoding.ids, dtype=np.uint16)
+        yield from encode(block)
 
 
-def _tokenizer(folder: Path, vocabulary: int, characters: int) -> "Tokenizer":
-    """BPE, trained on Python source files once for all texts in this folder."""
+def _bytes(texts: Sequence[str]) -> list[np.ndarray]:
+    return [np.array(bytearray(text.encode()), np.uint16) for text in texts]
+
+
+def _bpe(folder: Path, vocabulary: int, characters: int) -> Encode:
+    """A tokenizer, trained on Python source files once for all texts in this folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     path = folder / f"tokenizer-{vocabulary}.json"
     if path.exists():
-        return Tokenizer.from_file(str(path))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    sample = _first(_texts(SOURCES), min(SAMPLE, characters))
-    tokenizer.train_from_iterator(sample, trainer)
-    tokenizer.save(str(path))
-    return tokenizer
+        tokenizer = Tokenizer.from_file(str(path))
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        sample = _first(_texts(SOURCES), min(SAMPLE, characters))
+        tokenizer.train_from_iterator(sample, trainer)
+        tokenizer.save(str(path))
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    return lambda texts: [np.array(x.ids, dtype=np.uint16) for x in encode(texts)]
 
 
 def _first(texts: Iterator[str], characters: int) -> Iterator[str]:

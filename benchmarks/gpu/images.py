@@ -1,13 +1,12 @@
 """CIFAR-10 for a ResNet-18 and a small ViT, with horizontal flips."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.session import Session, Skipped
+from benchmarks.gpu.session import Session, Skipped, check_installed
 from benchmarks.records import Record
 from benchmarks.shapes import small_cnn
 from harness.image_datasets import Split, batch_indices, load_dataset
@@ -45,8 +44,7 @@ class Images:
     def __init__(self, session: Session, network: str):
         if session.data is None or not Path(session.data, FILE).is_file():
             raise Skipped(f"needs {FILE}; name its folder with --data")
-        if find_spec("torchvision") is None:
-            raise Skipped("needs torchvision")
+        check_installed("torchvision")
         data = load_dataset("cifar10", session.data)
         self._train, self._held_out = data.train, data.validation
         self.model = small_cnn if session.tiny else NETWORKS[network]

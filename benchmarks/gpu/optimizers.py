@@ -8,7 +8,7 @@ from torch.optim import AdamW, Optimizer
 
 from ngopt import NGOptimizer
 from ngopt.race.muon import MuonWithAdam
-from ngopt.race.optimizers import other_parameters
+from ngopt.race.optimizers import parameters_for_adam
 
 HORIZON = 1000
 BETAS, DECAY = (0.9, 0.95), 0.1  # of AdamW on language models
@@ -31,7 +31,7 @@ def muon(model: nn.Module, lr: float = 1e-3) -> Optimizer:
     return MuonWithAdam(
         model.parameters(),
         lr,
-        with_adam=other_parameters(list(model.named_parameters())),
+        with_adam=parameters_for_adam(list(model.named_parameters())),
         weight_decay=DECAY,
         adjust_lr_fn="match_rms_adamw",
         betas=BETAS,

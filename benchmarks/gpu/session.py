@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +30,12 @@ class Skipped(Exception):
 
 class Cut(Exception):
     """Raised by a case that goes on in the next session."""
+
+
+def check_installed(module: str) -> None:
+    """Raises Skipped if there is no such module."""
+    if find_spec(module) is None:
+        raise Skipped(f"needs {module}")
 
 
 @dataclass(frozen=True)
@@ -170,9 +175,6 @@ def prepared(work: Callable[[Session], None], session: Session) -> None:
     if not session.is_cuda:
         torch.set_num_threads(1)
     logging.getLogger("ngopt").setLevel(logging.ERROR)
-    warnings.filterwarnings(
-        "ignore", "Learning rate changed between steps", UserWarning
-    )
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     work(session)

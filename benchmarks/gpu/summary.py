@@ -26,8 +26,8 @@ def summary(content: Mapping[str, Any], ended: str | None) -> tuple[str, bool]:
         remarks.append(f"FAILED   the process {ended}")
     has_failures = bool(remarks)
     remarks += remarks_with("skipped", "skipped", records)
-    blocks = f"{title}\n{table(printed)}" if printed else f"{title}: nothing", *remarks
-    return "\n".join(blocks), has_failures
+    measurements = f"{title}\n{table(printed)}" if printed else f"{title}: nothing"
+    return "\n".join([measurements, *remarks]), has_failures
 
 
 def remarks_with(status: str, word: str, records: Sequence[Record]) -> list[str]:

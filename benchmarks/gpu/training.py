@@ -8,7 +8,6 @@ cosine decay to 0.
 """
 
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.gpu.images import Images
 from benchmarks.gpu.lm import Text
 from benchmarks.gpu.optimizers import adamw, muon
-from benchmarks.gpu.session import Cut, Session, Skipped
+from benchmarks.gpu.session import Cut, Session, check_installed
 from benchmarks.records import Record
 from benchmarks.shapes import loss_and_logits, loss_of
 from harness.files import read_checkpoint
@@ -61,8 +60,8 @@ def build(model: nn.Module, run: Run) -> Built:
     if run.optimizer == DEFAULT:
         named = model.named_parameters()
         return NGOptimizer(named, scale=run.lr, total_steps=run.steps), None
-    if run.optimizer == SOAP and find_spec("heavyball") is None:
-        raise Skipped("needs heavyball")
+    if run.optimizer == SOAP:
+        check_installed("heavyball")
     optimizer = MAKE[run.optimizer](model, run.lr)
     return optimizer, cosine_schedule(optimizer, run.steps, WARM_UP)
 

@@ -105,15 +105,15 @@ def soap(model: nn.Module, lr: float, kind: str = "SOAP") -> Optimizer:
     return getattr(heavyball, kind)(model.parameters(), lr=lr)
 
 
-def other_parameters(named: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
-    """Tables, output layers and vectors, which Muon is not meant for."""
+def parameters_for_adam(named: list[tuple[str, nn.Parameter]]) -> list[nn.Parameter]:
+    """Tables, output layers and vectors, which Muon does not train."""
     roles = parameter_roles(named)
     return [p for name, p in named if roles[name].role != "matrix"]
 
 
 def _muon(model: nn.Module, lr: float) -> Optimizer:
     """Muon for matrices, AdamW for tables, output layers and vectors."""
-    with_adam = other_parameters(list(model.named_parameters()))
+    with_adam = parameters_for_adam(list(model.named_parameters()))
     return MuonWithAdam(
         model.parameters(), lr, with_adam, WEIGHT_DECAY, "match_rms_adamw"
     )

@@ -43,10 +43,10 @@ class TestData:
         assert first.train.dtype == np.uint16
         assert max(first.train.max(), first.validation.max()) < first.vocabulary
         assert len(first.validation) > 0
-        tokenizer = None
+        encode = corpus._bytes
         if name == "BPE":
-            tokenizer = corpus._tokenizer(session.folder / "tokens", 300, 20_000)
-        encoded_again = corpus._tokens(5000, tokenizer, files)
+            encode = corpus._bpe(session.folder / "tokens", 300, 20_000)
+        encoded_again = corpus._tokens(5000, encode, files)
         monkeypatch.setattr(corpus, "_tokens", None)  # read from the cache
         second = corpus.load_corpus(session, 5000, 300, files)
         for a, b in zip(first[:2], encoded_again, strict=True):
@@ -179,6 +179,7 @@ class TestLedger:
         assert "| gpt-256, default, 2, 300 steps " in report
 
     def test_widths_of_full_size(self, session, monkeypatch):
+        monkeypatch.setattr(ledger, "check_installed", lambda module: None)
         monkeypatch.setattr(ledger, "load_corpus", lambda *args: args[1:])
         monkeypatch.setattr(ledger, "Text", lambda session, size, corpus: size)
         monkeypatch.setattr(ledger, "Images", lambda session, name: name)
