@@ -6,7 +6,7 @@ out: it resumes, and several processes can share the work by different numbers.
 """
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,15 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.files import append_line, make_folder, read_lines
-from meta_train.step_size.copies import MULTIPLIERS, SEEDS, measured, multiples
-from meta_train.step_size.trainings import Training, draw
-from ngopt.functional import Hyper
+from meta_train.step_size.copies import MULTIPLIERS, SEEDS, Factors, measured
+from meta_train.step_size.trainings import Training, draw, started
+from ngopt import build_graph
+from ngopt.learned_step.features import layer_positions
+from ngopt.roles.from_graph import roles_of
 
-DIGITS = 6
+DIGITS = 5
+SLOPES = {"slope -1": -1.0, "slope 1": 1.0}
+"""log2 of the factor of the last layer by variant; the first has the inverse."""
 
 Record = dict[str, Any]
 
@@ -72,24 +76,22 @@ def append_missing(
 
 
 def measure(seed: int) -> Record:
-    """The record of a training at several multiples of the default's step sizes."""
+    """The record of a training at several multiples of the default's step sizes, and
+    with other ones of the first and last layers."""
     training = draw(seed)
-    return {
-        **measured_record(training, multiples(training)),
-        "multipliers": MULTIPLIERS,
-    }
+    roles = roles_of(build_graph(started(training, 0).named_parameters()))
+    positions = layer_positions(roles)
+    variants = {f"{factor:g}": [factor] * len(roles) for factor in MULTIPLIERS}
+    if any(positions):
+        for name, power in SLOPES.items():
+            variants[name] = [2.0 ** (power * x) for x in positions]
+    return measured_record(training, variants)
 
 
-def measured_variants(training: Training, variants: Mapping[str, Hyper]) -> Record:
-    """The record of a training with several settings, by name."""
-    record = measured_record(training, list(variants.values()))
-    return {**record, "variants": list(variants)}
-
-
-def measured_record(training: Training, variants: Sequence[Hyper]) -> Record:
+def measured_record(training: Training, variants: Mapping[str, Factors]) -> Record:
     """What a training is, and its losses by variant and seed."""
     start = perf_counter()
-    outcome = measured(training, variants)
+    outcome = measured(training, list(variants.values()))
     return {
         **asdict(training),
         "kind": training.kind,
@@ -98,6 +100,7 @@ def measured_record(training: Training, variants: Sequence[Hyper]) -> Record:
         "validation": numbers(outcome.validation),
         "torch": torch.__version__,
         "machine": platform.machine(),
+        "variants": list(variants),
         "seconds": round(perf_counter() - start, 2),
     }
 

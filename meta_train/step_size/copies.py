@@ -20,9 +20,12 @@ from ngopt import build_graph
 from ngopt.functional import Hyper, Record, apply
 from ngopt.soap.soap import Soap, SoapRule
 
-MULTIPLIERS = tuple(2.0**k for k in range(-3, 4))
+MULTIPLIERS = 0.5, 1.0, 2.0
 SEEDS = 0, 1
 UNSTACKED = "lstm", "gru"  # vmap has no recurrent layers
+
+Factors = Sequence[float]
+"""Of the step sizes of all parameters."""
 
 
 class Outcome(NamedTuple):
@@ -46,6 +49,7 @@ class CopiesRule(SoapRule):
     def __init__(self, graph: Any, total_steps: int, copies: int):
         super().__init__(Soap(), graph, total_steps)
         count = len(self.layouts)
+        self.precondition_frequency = self.renewal_interval(torch.device("cpu"))
         self.roles = self.roles * copies
         self.layouts = self.layouts * copies
         of_copy = self.bias_matrices
@@ -56,14 +60,8 @@ class CopiesRule(SoapRule):
         self.graph = replace(graph, parameters=graph.parameters * copies)
 
 
-def multiples(training: Training) -> list[Hyper]:
-    """A variant for each of `MULTIPLIERS`: all step sizes are multiplied by it."""
-    count = len(list(started(training, 0).parameters()))
-    return [Hyper([x] * count, [None] * count) for x in MULTIPLIERS]
-
-
-def measured(training: Training, variants: Sequence[Hyper]) -> Outcome:
-    """The outcome with all settings of the parameters, `variants`, and `SEEDS`."""
+def measured(training: Training, variants: Sequence[Factors]) -> Outcome:
+    """The outcome with all factors of step sizes, `variants`, and `SEEDS`."""
     if training.start == "new":
         return _run(training, variants, SEEDS)
     outcomes = [_run(training, variants, [seed]) for seed in SEEDS]
@@ -72,7 +70,7 @@ def measured(training: Training, variants: Sequence[Hyper]) -> Outcome:
 
 
 def _run(
-    training: Training, variants: Sequence[Hyper], seeds: Sequence[int]
+    training: Training, variants: Sequence[Factors], seeds: Sequence[int]
 ) -> Outcome:
     copies = Copies(training, variants, seeds)
     first = copies.validation_loss()[: len(seeds)]
@@ -87,7 +85,7 @@ class Copies:
     """Copies of a training, one for each variant and seed, seeds fastest."""
 
     def __init__(
-        self, training: Training, variants: Sequence[Hyper], seeds: Sequence[int]
+        self, training: Training, variants: Sequence[Factors], seeds: Sequence[int]
     ):
         self.training = training
         self.seeds = list(seeds)
@@ -108,11 +106,8 @@ class Copies:
         graph = build_graph(named.items())
         self._rule = CopiesRule(graph, training.steps, len(self.models))
         self._state: list[Record] = self._rule.init(self._rows)
-        lr, decay = [], []
-        for variant in variants:
-            lr += list(variant.lr) * len(seeds)
-            decay += list(variant.weight_decay) * len(seeds)
-        self._hyper = Hyper(lr, decay)
+        factors = [x for variant in variants for x in list(variant) * len(seeds)]
+        self._hyper = Hyper(factors, [None] * len(factors))
         self._template = template
         function = grad(partial(self._evaluate, training.task.loss))
         self._gradients = vmap(function, (0, 0, 0, 0), randomness="different")
@@ -161,7 +156,10 @@ class Copies:
             return torch.stack(losses)
         score = partial(self._evaluate, task.score)
         evaluate = vmap(score, (0, 0, None, None), randomness="different")
-        return evaluate(self._params, self._buffers, x, y)
+        self._template.eval()
+        losses = evaluate(self._params, self._buffers, x, y)
+        self._template.train()
+        return losses
 
 
 def _by_copy(stacks: Sequence[Tensor]) -> list[Tensor]:

@@ -1,10 +1,12 @@
 """Small networks of many kinds, with PyTorch's initial weights."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import grad
 
 from meta_train.step_size.sources import Task
 
@@ -14,10 +16,14 @@ PLACES = 0.02  # standard deviation of positions, as in GPT-2
 
 
 class Sine(nn.Module):
-    """As in SIRENs (Sitzmann et al. 2020)."""
+    """As in SIRENs (Sitzmann et al. 2020), whose frequency is 30."""
+
+    def __init__(self, frequency: float = 1.0):
+        super().__init__()
+        self.frequency = frequency
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.sin()
+        return (self.frequency * x).sin()
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -28,7 +34,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
     "sine": Sine,
+    "sine 10": partial(Sine, 10.0),
+    "sine 30": partial(Sine, 30.0),
 }
+SINES = [name for name in ACTIVATIONS if name.startswith("sine")]
 
 
 class NetworkSettings(NamedTuple):
@@ -88,9 +97,38 @@ def _dense(inputs: int, s: NetworkSettings) -> Layer:
 
 def mlp(s: NetworkSettings) -> nn.Sequential:
     model = mlp_between(s.inputs, s.task.outputs, s)
-    if s.act is Sine:
-        initialize_siren(model)
+    activation = s.act()
+    if isinstance(activation, Sine):
+        initialize_siren(model, activation.frequency)
     return model
+
+
+class Solver(nn.Module):
+    """Laplacian of a function on the unit cube, 0 on its surface; (b, 1).
+
+    In evaluation mode: the function itself. Its boundary values hold for any weights
+    (Lagaris et al. 1998).
+    """
+
+    def __init__(self, s: NetworkSettings):
+        super().__init__()
+        self.layers = mlp(s)
+
+    def forward(self, points: Tensor) -> Tensor:
+        if not self.training:
+            return self._function(points)
+        total = torch.zeros_like(points[:, :1])
+        for i in range(points.shape[1]):
+            second = grad(lambda x, i=i: self._slopes(x)[:, i].sum())(points)
+            total = total + second[:, i : i + 1]
+        return total
+
+    def _slopes(self, points: Tensor) -> Tensor:
+        return grad(lambda x: self._function(x).sum())(points)
+
+    def _function(self, points: Tensor) -> Tensor:
+        bump = (4 * points * (1 - points)).prod(1, keepdim=True)
+        return bump * self.layers(points)
 
 
 def mlp_between(inputs: int, outputs: int, s: NetworkSettings) -> nn.Sequential:
@@ -341,12 +379,13 @@ class Vectors(nn.Module):
 
 
 @torch.no_grad()
-def initialize_siren(model: nn.Module) -> None:
-    """As in Sitzmann et al. 2020, section 3.2, at frequency 1 in the hidden layers."""
+def initialize_siren(model: nn.Module, frequency: float) -> None:
+    """As in Sitzmann et al. 2020, section 3.2; their frequency is that of the first
+    layer at any `frequency`."""
     first = True
     for module in model.modules():
         if not isinstance(module, nn.Linear):
             continue
         bound = 15.0 if first else (6 / module.in_features) ** 0.5
-        module.weight.uniform_(-bound, bound)
+        module.weight.uniform_(-bound / frequency, bound / frequency)
         first = False

@@ -33,7 +33,7 @@ def make_task(name: str, seed: int, examples: int, noise: float) -> Task:
         count = TEXTS
     elif name == "contrast":
         count = PAIRS
-    elif name == "picture":  # all pixels are known
+    elif name in EXACT:
         return Task(inputs, targets, inputs, targets, *same)
     cut = len(inputs) - min(count, len(inputs) // 4)
     return Task(inputs[:cut], targets[:cut], inputs[cut:], targets[cut:], *same)
@@ -118,10 +118,18 @@ def point_sets(source: Source) -> Examples:
 
 def picture(source: Source) -> Examples:
     """The pixels of one image as a function of their positions."""
-    x, _ = _images(source, 28)
-    axis = torch.linspace(-1, 1, 28)
+    side = source.choice([14, 28])
+    x, _ = _images(source, side)
+    axis = torch.linspace(-1, 1, side)
     points = torch.cartesian_prod(axis, axis)
     return Examples(points, x[0].reshape(-1, 1), F.mse_loss, 1)
+
+
+def featured_picture(source: Source) -> Examples:
+    """The same, with random Fourier features (Tancik et al. 2020)."""
+    plain = picture(source)
+    angles = source.choice([5.0, 15.0]) * plain.inputs @ source.normal(2, 32)
+    return plain._replace(inputs=torch.cat((angles.sin(), angles.cos()), 1))
 
 
 def characters(source: Source) -> Examples:
@@ -204,4 +212,11 @@ TASKS: dict[str, Callable[[Source], Examples]] = {
     "diffusion": diffusion,
     "points": point_sets,
     "modes": games.modes,
+    "featured picture": featured_picture,
+    "sound": vector_tasks.sound,
+    "distances": vector_tasks.distances,
+    "poisson": vector_tasks.poisson,
+    "few numbers": vector_tasks.few_numbers,
 }
+# the training data are all there is
+EXACT = "picture", "featured picture", "sound", "distances", "poisson", "few numbers"

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.random import derive_seed, seeded
 from meta_train.problems.situations.finetuning import add_lora
 from meta_train.step_size import games, image_networks, networks
-from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
+from meta_train.step_size.networks import ACTIVATIONS, SINES, NetworkSettings
 from meta_train.step_size.sources import Task
-from meta_train.step_size.tasks import make_task
+from meta_train.step_size.tasks import EXACT, make_task
 
 Build = Callable[[NetworkSettings], nn.Module]
 
@@ -135,7 +135,8 @@ COMMON = ["torch"] * 8 + ["he"] * 2 + ["xavier"] * 2 + ["small"] * 2
 WEIGHTS = [*COMMON, "orthogonal", "large", "tiny", "zero head"]  # initial weights
 UNBIASED = "he", "xavier", "small"  # with biases of zero
 SCALES = {"large": 2.0, "tiny": 0.3}  # of PyTorch's weights
-WORK = 8e8  # multiplications of one copy at most, three times as many if it is long
+# Multiplications of one copy at most: usually, and if it is long or has full batches.
+WORK, MUCH_WORK = 8e8, 8e9
 LONG = 1000  # steps
 SMALL_BATCH = 8
 GAME_STEPS = 150, 1500
@@ -146,8 +147,9 @@ MAX_FACTOR_ROWS = 1024  # of a Kronecker factor
 def draw(seed: int) -> Training:
     """The training of a seed, in smaller batches or fewer steps if it would be long."""
     training = _drawn(seed)
-    most = WORK * (3 if training.steps >= LONG else 1)
-    while training.batch > SMALL_BATCH and _work(training) > most:
+    is_exact = training.task_name in EXACT
+    most = MUCH_WORK if is_exact or training.steps >= LONG else WORK
+    while not is_exact and training.batch > SMALL_BATCH and _work(training) > most:
         training = replace(training, batch=training.batch // 2)
     steps = int(most / _work(replace(training, steps=1)))
     return replace(training, steps=min(training.steps, max(MIN_STEPS, steps)))
@@ -179,7 +181,7 @@ def _drawn(seed: int) -> Training:
     if name in ("vit", "gpt"):
         width = 8 * (width // 8)
     batch = 2 ** rng.randint(3, 7)
-    if name == "function" and rng.random() < 0.6:
+    if task in EXACT or (name == "function" and rng.random() < 0.6):
         batch = 1024
     elif name in ("factors", "vectors") and rng.random() < 0.3:
         batch = 4096
@@ -203,13 +205,13 @@ def _drawn(seed: int) -> Training:
         activation=activation,
         norm=norm,
         skip=rng.random() < 0.4,
-        weights="torch" if activation == "sine" else rng.choice(WEIGHTS),
+        weights="torch" if activation in SINES else rng.choice(WEIGHTS),
         depth=depth,
         width=width,
         batch=batch,
         steps=steps,
-        examples=rng.choice([1024, 4096, 9000]),
-        noise=rng.choice([0.0, 0.0, 0.1, 0.3]),
+        examples=rng.choice([128, 1024, 4096, 9000]),
+        noise=rng.choice([0.0, 0.0, 0.1, 0.3, 0.5]),
         start=start,
     )
 
@@ -221,8 +223,8 @@ def _log_uniform(rng: Random, low: int, high: int) -> int:
 
 def _steps(rng: Random) -> int:
     """Mostly short, since they are cheap; some have 1,000 steps or more."""
-    if rng.random() < 0.07:
-        return rng.choice([1000, 1500, 2000])
+    if rng.random() < 0.1:
+        return rng.choice([1000, 1500, 2000, 3000])
     return _log_uniform(rng, 20, 600)
 
 

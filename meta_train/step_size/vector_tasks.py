@@ -1,5 +1,6 @@
 """Tasks whose inputs are vectors."""
 
+import math
 from functools import partial
 
 import torch
@@ -190,3 +191,58 @@ def contrastive_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     totals = (log_shares * alike).sum(1)
     means = totals / alike.sum(1).clamp(min=1)
     return -means.mean()
+
+
+def sound(source: Source) -> Examples:
+    """A sum of decaying tones as a function of time (n, 1)."""
+    time = torch.linspace(-1, 1, source.choice([256, 512]))[:, None]
+    tones = source.choice([3, 6])
+    frequencies = torch.exp(4 * source.uniform(tones))  # half cycles
+    phases = 6.0 * source.uniform(tones)
+    decays = 2 * source.uniform(tones)
+    waves = (3 * frequencies * time + phases).sin() * (-decays * time).exp()
+    y = waves.mean(1, keepdim=True)
+    stretch = source.choice([1.0, 10.0])
+    return Examples(stretch * time, y / y.std(), F.mse_loss, 1)
+
+
+def distances(source: Source) -> Examples:
+    """Signed distances of points (n, 2) or (n, 3) to balls."""
+    size = source.choice([2, 3])
+    points = 2 * source.uniform(512, size) - 1
+    centers = 1.2 * source.uniform(4, size) - 0.6
+    radii = 0.1 + 0.3 * source.uniform(4)
+    y = (torch.cdist(points, centers) - radii).amin(1, keepdim=True)
+    return Examples(points, y, F.mse_loss, 1)
+
+
+def poisson(source: Source) -> Examples:
+    """Points of a unit cube; targets are a Laplacian and its function, (n, 2)."""
+    size = source.choice([1, 2])
+    points = source.uniform(source.choice([64, 256]), size)
+    waves = 1 + source.integers(4, 3, size)  # half waves along each axis
+    amplitudes = source.normal(3)
+    sines = (math.pi * points[:, None] * waves).sin().prod(2) * amplitudes
+    laplacian = -(math.pi**2) * (sines @ waves.square().sum(1).float())
+    targets = torch.stack((laplacian, sines.sum(1)), 1)
+    return Examples(points, targets, residual_loss, 1, solution_loss)
+
+
+def residual_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _relative_loss(outputs[:, 0], targets[:, 0])
+
+
+def solution_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _relative_loss(outputs[:, 0], targets[:, 1])
+
+
+def _relative_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs, targets) / targets.square().mean()
+
+
+def few_numbers(source: Source) -> Examples:
+    """A few outputs of a random network, to be learned by heart."""
+    count = source.choice([32, 128])
+    x = source.normal(count, source.choice([4, 12]))
+    y = _taught(source, x, source.choice([1, 4]))
+    return Examples(x, source.with_noise(y), F.mse_loss, y.shape[1])
