@@ -20,7 +20,7 @@ from tqdm import tqdm
 from harness import cli
 from harness.files import append_line, make_folder, read_lines
 from meta_train.step_size.copies import MULTIPLIERS, SEEDS, Factors, measured
-from meta_train.step_size.trainings import Training, draw, started
+from meta_train.step_size.trainings import Training, draw
 from ngopt import build_graph
 from ngopt.learned_step.features import layer_positions
 from ngopt.roles.from_graph import roles_of
@@ -79,7 +79,7 @@ def measure(seed: int) -> Record:
     """The record of a training at several multiples of the default's step sizes, and
     with other ones of the first and last layers."""
     training = draw(seed)
-    roles = roles_of(build_graph(started(training, 0).named_parameters()))
+    roles = roles_of(build_graph(training.build(0).named_parameters()))
     positions = layer_positions(roles)
     variants = {f"{factor:g}": [factor] * len(roles) for factor in MULTIPLIERS}
     if any(positions):

@@ -1,40 +1,43 @@
-"""Compares predictors of the step size on kinds of trainings that are left out.
+"""Compares predictors of the step size on trainings that they were not fitted to.
 
 `python -m meta_train.step_size.compare --folder runs/step_size` reads all files
 `outcomes*.jsonl` there, also compressed ones (.gz), prints a table and writes it to
 `compare.json`. Features are cached in `features.jsonl`. Gains are 100 x the fall of log
-validation loss against multiplier 1, means over two seeds; their errors are standard
-errors over trainings. If there are several files, the last rows measure the trainings
-of each later file with a model that is fitted to the files before it.
+validation loss against the rule's own steps, means over two seeds; their errors are
+standard errors over trainings.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness import cli
 from harness.files import write_json
 from harness.tables import text_table
-from meta_train.step_size.dataset import Data, Slopes, read_data, read_slopes
-from meta_train.step_size.feature_sets import CHOSEN, feature_sets
-from meta_train.step_size.models import (
-    DEFAULT,
-    OF_SLOPES,
-    Constant,
-    Ensemble,
-    Model,
-    Settings,
-    Trees,
-    best_of,
-)
-from meta_train.step_size.outcomes import interpolated, refined
+from meta_train.step_size.models import Settings, fitted, utility
+from meta_train.step_size.outcomes import Data, gains_at, read_data
+from ngopt.learned_step.predictor import MAX_LOG2, NEGLIGIBLE, StepPredictor
 
 FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
-LITTLE, MUCH = 2, 15  # percent
+LIMITS = 2, 5, 15  # percent
+GROUPS: dict[str, tuple[str, ...]] = {
+    "images, sounds, distances": ("picture", "function"),
+    "equations": ("solver",),
+    "games": ("game",),
+    "tables": ("factors", "bag"),
+    "transformers": ("vit", "gpt", "mixer"),
+    "recurrent": ("lstm", "gru"),
+    "convolutions": ("cnn", "separable cnn", "strided cnn", "denoiser"),
+    "autoencoders": ("autoencoder",),
+    "deep": ("deep mlp",),
+    "sets, gates, experts": ("points", "gated", "experts"),
+}
+"""Families that are left out together."""
+REACHES = 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, torch.inf
 
 Row = dict[str, float | str]
 
@@ -52,92 +55,77 @@ def main(config: Config) -> None:
     print(f"{len(data.steps)} trainings of {len(set(data.kinds))} kinds", flush=True)
     rows = compared(data)
     print(text_table([formatted(row) for row in rows]))
-    found = {"trainings": len(data.steps), "rows": rows}
-    slopes = read_slopes(folder, data)
-    if slopes is not None:
-        rows = with_slopes(data, slopes)
-        kinds = slopes.data.kinds
-        print(f"slopes: {len(kinds)} trainings of {len(set(kinds))} kinds")
-        print(text_table([formatted(row) for row in rows]))
-        found["slopes"] = rows
-    write_json(folder / "compare.json", found)
+    write_json(folder / "compare.json", {"trainings": len(data.steps), "rows": rows})
 
 
 def compared(data: Data) -> list[Row]:
-    """A row for each model."""
-    sets = feature_sets(data.names)
-    grid = data.log_multipliers
-
-    def ensemble(settings: Settings = DEFAULT) -> Callable[[], Model]:
-        return lambda: Ensemble(grid, settings)
-
-    rows = [scored(np.zeros(data.x.shape[:2]), data, "multiplier 1")]
-
-    def add(label: str, names: Sequence[str], make: Callable[[], Model]) -> None:
-        print(f"{label} ...", flush=True)
-        rows.append(scored(left_out(make, names, data), data, label))
-
-    add("constant", sets["horizon"], lambda: Constant(grid))
-    for name, names in sets.items():
-        if name in ("chosen", "graph"):
-            add(f"linear, {name}", names, ensemble(Settings(width=0)))
-        add(f"MLPs, {name}", names, ensemble())
-    chosen = sets["chosen"]
-    for caution in (0.0, 1.0):
-        label = f"MLPs, chosen, caution {caution:g}"
-        add(label, chosen, ensemble(Settings(caution=caution)))
-    label = "MLPs, chosen, parameters without names"
-    places = left_out(ensemble(), chosen, data, is_named=False)
-    rows.append(scored(places, data, label))
-    add("one MLP, chosen", chosen, ensemble(Settings(members=1)))
-    add("trees, chosen", chosen, lambda: Trees(grid))
-    add("trees, graph", sets["graph"], lambda: Trees(grid))
-    other = [best_of(data.gains[:, :, 1 - seed], grid) for seed in (0, 1)]
-    rows.append(scored(np.stack(other, 1), data, "best of the other seed"))
-    return [*rows, *on_later(data, ensemble())]
+    """A row for each model, with kinds left out; then for each group of families."""
+    settings = Settings()
+    reach = fitted_reach(data, settings)
+    chosen = replace(settings, reach=reach)
+    rows = [row_of("the rule", np.zeros(len(data.steps)), data.steps)]
+    for label, own in {
+        f"reach {reach:g}": chosen,
+        "any distance": settings,
+        "no caution": replace(chosen, caution=(0.0, 0.0)),
+        "twice the caution": replace(chosen, caution=(1.0, 2.0)),
+        "one network": replace(chosen, members=1),
+        "linear": replace(chosen, width=0),
+    }.items():
+        if own.width:
+            gains = left_out(data, own, folds(data.kinds))
+            rows.append(row_of(label, gains, data.steps))
+    gains = left_out(data, chosen, groups(data))
+    for name, number in zip(GROUPS, range(len(GROUPS)), strict=True):
+        part = groups(data) == number
+        rows.append(row_of(f"left out: {name}", gains[part], data.steps[part]))
+    return rows
 
 
-def with_slopes(data: Data, slopes: Slopes) -> list[Row]:
-    """Rows of factors alone, of slopes alone, and of both, on the same trainings."""
-    own = slopes.data
-    chosen = [data.numbers[training.seed] for training in own.trainings]
-    places = np.stack([slopes.log_factors] * 2, 1)
-    factor = gains_at(places, data.at(chosen))
-    rows = [row_of("factor", factor, own.steps, places)]
-    grid = own.log_multipliers
-
-    def add(label: str, names: Sequence[str], settings: Settings = OF_SLOPES) -> None:
-        places = left_out(lambda: Ensemble(grid, settings), names, own)
-        gains = gains_at(places, own)
-        rows.append(row_of(f"slope, {label}", gains, own.steps, places))
-        if label == "chosen":
-            rows.append(row_of("factor and slope", factor + gains, own.steps))
-
-    for name, names in feature_sets(data.names).items():
-        add(name, names)
-    for caution in (0.0, 0.5):
-        add(f"chosen, caution {caution:g}", CHOSEN, Settings(caution=caution))
-    other = [own.gains[:, :, 1 - seed].argmax(1) for seed in (0, 1)]
-    places = grid[np.stack(other, 1)]
-    gains = gains_at(places, own)
-    return [*rows, row_of("slope of the other seed", gains, own.steps, places)]
+def fitted_reach(data: Data, settings: Settings) -> float:
+    """The reach with the best utility for families that are left out."""
+    number = groups(data)
+    totals = np.zeros(len(REACHES))
+    for group in range(len(GROUPS)):
+        predictor = fitted(data.at(number != group), settings)
+        part = data.at(number == group)
+        for i, reach in enumerate(REACHES):
+            near = predictor._replace(reach=torch.tensor(reach))
+            gains = torch.tensor(predicted_gains(near, part))
+            totals[i] += float(utility(gains).sum())
+    print(f"utility by reach: {dict(zip(REACHES, totals.round(), strict=True))}")
+    return REACHES[int(totals.argmax())]
 
 
-def on_later(data: Data, make: Callable[[], Model]) -> Iterator[Row]:
-    """Rows of models that are fitted to the files before each later file.
+def left_out(data: Data, settings: Settings, number: np.ndarray) -> np.ndarray:
+    """Gains (n,) in percent, by predictors that are fitted without their own number.
 
-    They are measured on the trainings of this file, and on those of its new kinds.
+    number: of a fold, (n,); -1 is in all fits.
     """
-    for number in range(1, data.files.max() + 1):
-        is_known, is_later = data.files < number, data.files == number
-        is_new = is_later & ~np.isin(data.kinds, data.kinds[is_known])
-        model = make()
-        model.fit(*data.examples(CHOSEN, is_known))
-        places = predicted(model, data.columns(CHOSEN))
-        for name, chosen in (("later trainings", is_later), ("of new kinds", is_new)):
-            if chosen.any():
-                label = f"fit to {is_known.sum()}, on {chosen.sum()} {name}"
-                yield scored(places, data, label, chosen)
+    gains = np.zeros(len(number))
+    for fold in range(number.max() + 1):
+        predictor = fitted(data.at(number != fold), settings)
+        gains[number == fold] = predicted_gains(predictor, data.at(number == fold))
+    return gains
+
+
+def predicted_gains(predictor: StepPredictor, data: Data) -> np.ndarray:
+    """Gains (n,) in percent with named parameters, means over seeds."""
+    gains = []
+    for seed in range(data.x.shape[2]):
+        predicted = applied(predictor.predict(torch.tensor(data.x[:, 0, seed]).float()))
+        measured = torch.tensor(data.gains[:, :, seed]).float()
+        gains.append(gains_at(predicted, measured).numpy())
+    return 100 * np.mean(gains, 0)
+
+
+def applied(predicted: Tensor) -> Tensor:
+    """The predictions (n, 2) within the limits of factors."""
+    log_factor, slope = predicted.clamp(-MAX_LOG2, MAX_LOG2).unbind(1)
+    slope = slope.abs().minimum(MAX_LOG2 - log_factor.abs()) * slope.sign()
+    both = torch.stack((log_factor, slope), 1)
+    is_negligible = both.abs().sum(1, keepdim=True) <= NEGLIGIBLE
+    return torch.where(is_negligible, 0.0, both)
 
 
 def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
@@ -147,63 +135,17 @@ def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
     return order[codes] % count
 
 
-def left_out(
-    make: Callable[[], Model],
-    names: Sequence[str],
-    data: Data,
-    is_named: bool = True,
-    count: int = FOLDS,
-) -> np.ndarray:
-    """Predictions (n, 2) of models that are fitted to other kinds."""
-    fold = folds(data.kinds, count)
-    x = data.columns(names, is_named)
-    found = np.zeros(x.shape[:2])
-    for number in np.unique(fold):
-        model = make()
-        model.fit(*data.examples(names, fold != number))
-        is_test = fold == number
-        found[is_test] = predicted(model, x[is_test])
-    return found
+def groups(data: Data) -> np.ndarray:
+    """Number of the group of each training, -1 for families without one, (n,)."""
+    numbers = {}
+    for number, families in enumerate(GROUPS.values()):
+        numbers |= dict.fromkeys(families, number)
+    return np.array([numbers.get(x.family, -1) for x in data.trainings])
 
 
-def predicted(model: Model, x: np.ndarray) -> np.ndarray:
-    """log2 multipliers (n, 2) of features (n, 2, d)."""
-    return np.stack([model.predict(x[:, seed]) for seed in range(x.shape[1])], 1)
-
-
-def gains_at(places: np.ndarray, data: Data) -> np.ndarray:
-    """Gains in percent at log2 multipliers (n, 2), means over seeds, (n,)."""
-    fine, curves = refined(data.log_multipliers, data.gains)
-    found = []
-    for seed in range(places.shape[1]):
-        rows = torch.tensor(curves[:, :, seed])
-        at = torch.tensor(places[:, seed])
-        gain = interpolated(at, torch.tensor(fine), rows)
-        found.append(gain.numpy())
-    return 100 * np.mean(found, 0)
-
-
-def scored(
-    places: np.ndarray, data: Data, label: str, chosen: np.ndarray | None = None
-) -> Row:
-    """The row of a model that predicts `places`, (n, 2).
-
-    chosen: the counted trainings, (n,); None for all.
-    """
-    if chosen is None:
-        chosen = np.ones(len(places), dtype=bool)
-    gains = gains_at(places, data)
-    return row_of(label, gains[chosen], data.steps[chosen], places[chosen])
-
-
-def row_of(
-    label: str, gains: np.ndarray, steps: np.ndarray, places: np.ndarray | None = None
-) -> Row:
-    """The row of gains in percent, (n,).
-
-    steps: of the trainings, (n,). places: their log2 multipliers, if there are any.
-    """
-    row: Row = {"model": label}
+def row_of(label: str, gains: np.ndarray, steps: np.ndarray) -> Row:
+    """The row of gains in percent, (n,). steps: of the trainings, (n,)."""
+    row: Row = {"model": label, "trainings": len(gains)}
     everything = np.ones(len(gains), dtype=bool)
     is_short, is_long = steps <= SHORT, steps >= LONG
     parts = {"all": everything, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
@@ -212,11 +154,9 @@ def row_of(
         count = max(len(own), 1)
         row[name] = float(own.sum() / count)
         row[f"{name} error"] = float(own.std() / count**0.5) if len(own) else 0.0
-    for limit in (LITTLE, MUCH):
+    for limit in LIMITS:
         row[f"worse by {limit} %"] = 100 * float((gains < -limit).mean())
-    row["5th percentile"] = float(np.percentile(gains, 5))
-    if places is not None:
-        row["mean |log2|"] = float(np.abs(places).mean())
+    row["changed"] = 100 * float((gains != 0).mean())
     return row
 
 
@@ -229,8 +169,6 @@ def formatted(row: Row) -> dict[str, str]:
         cells[name] = value if isinstance(value, str) else f"{value:.1f}"
         if f"{name} error" in row:
             cells[name] = f"{value:.1f} +- {row[f'{name} error']:.1f}"
-    size = row.get("mean |log2|")
-    cells["mean |log2|"] = "" if size is None else f"{size:.2f}"
     return cells
 
 

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from harness.random import seeded
 from meta_train.step_size.sources import Loss
-from meta_train.step_size.trainings import Training, started
+from meta_train.step_size.trainings import Training
 from ngopt import build_graph
 from ngopt.functional import Hyper, Record, apply
 from ngopt.soap.soap import Soap, SoapRule
@@ -42,8 +42,7 @@ class Outcome(NamedTuple):
 class CopiesRule(SoapRule):
     """The default for copies of a network, as if each were alone.
 
-    Only the shares of trained matrices are averaged over copies: copies of trained
-    networks must have equal weights.
+    Only how untrained weights are is averaged over copies, which are all new.
     """
 
     def __init__(self, graph: Any, total_steps: int, copies: int):
@@ -62,36 +61,23 @@ class CopiesRule(SoapRule):
 
 def measured(training: Training, variants: Sequence[Factors]) -> Outcome:
     """The outcome with all factors of step sizes, `variants`, and `SEEDS`."""
-    if training.start == "new":
-        return _run(training, variants, SEEDS)
-    outcomes = [_run(training, variants, [seed]) for seed in SEEDS]
-    first, validation = zip(*outcomes, strict=True)
-    return Outcome(torch.cat(first), torch.cat(validation, 1))
-
-
-def _run(
-    training: Training, variants: Sequence[Factors], seeds: Sequence[int]
-) -> Outcome:
-    copies = Copies(training, variants, seeds)
-    first = copies.validation_loss()[: len(seeds)]
+    copies = Copies(training, variants)
+    first = copies.validation_loss()[: len(SEEDS)]
     with seeded(training.seed, 4):
         for step in range(training.steps):
             copies.step(step)
-    validation = copies.validation_loss().view(len(variants), len(seeds))
+    validation = copies.validation_loss().view(len(variants), len(SEEDS))
     return Outcome(first, validation.nan_to_num(torch.inf))
 
 
 class Copies:
     """Copies of a training, one for each variant and seed, seeds fastest."""
 
-    def __init__(
-        self, training: Training, variants: Sequence[Factors], seeds: Sequence[int]
-    ):
+    def __init__(self, training: Training, variants: Sequence[Factors]):
         self.training = training
-        self.seeds = list(seeds)
         self.models: list[nn.Module] = []
         for _ in variants:
-            self.models += [started(training, seed) for seed in seeds]
+            self.models += [training.build(seed) for seed in SEEDS]
         template = self.models[0]
         params, self._buffers = stack_module_state(self.models)
         self._params = {name: p.detach() for name, p in params.items()}
@@ -106,7 +92,7 @@ class Copies:
         graph = build_graph(named.items())
         self._rule = CopiesRule(graph, training.steps, len(self.models))
         self._state: list[Record] = self._rule.init(self._rows)
-        factors = [x for variant in variants for x in list(variant) * len(seeds)]
+        factors = [x for variant in variants for x in list(variant) * len(SEEDS)]
         self._hyper = Hyper(factors, [None] * len(factors))
         self._template = template
         function = grad(partial(self._evaluate, training.task.loss))
@@ -120,7 +106,7 @@ class Copies:
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         task = self.training.task
-        chosen = [self.training.indices(seed, step) for seed in self.seeds]
+        chosen = [self.training.indices(seed, step) for seed in SEEDS]
         indices = torch.stack(chosen)
         indices = indices.repeat(len(self.models) // len(chosen), 1)
         return task.inputs[indices], task.targets[indices]

@@ -9,7 +9,6 @@ from meta_train.step_size.networks import (
     PLACES,
     Layer,
     NetworkSettings,
-    feature_norm,
     transformer_blocks,
 )
 
@@ -133,32 +132,3 @@ class MeanHead(nn.Module):
 def vit(s: NetworkSettings) -> nn.Sequential:
     embed, head = Patches(s), MeanHead(s)
     return nn.Sequential(embed, transformer_blocks(s, causal=False), head)
-
-
-class MixerBlock(nn.Module):
-    """Mixes positions, then features (Tolstikhin et al. 2021)."""
-
-    def __init__(self, s: NetworkSettings):
-        super().__init__()
-        self.first_norm = feature_norm(s.norm, s.width)
-        self.across = _mlp(PATCHES, s)
-        self.second_norm = feature_norm(s.norm, s.width)
-        self.within = _mlp(s.width, s)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first_norm(x).mT
-        x = x + self.across(y).mT
-        return x + self.within(self.second_norm(x))
-
-
-def _mlp(width: int, s: NetworkSettings) -> nn.Sequential:
-    up = nn.Linear(width, 2 * width)
-    down = nn.Linear(2 * width, width)
-    return nn.Sequential(up, s.act(), down)
-
-
-def mixer(s: NetworkSettings) -> nn.Sequential:
-    layers = nn.Sequential(Patches(s))
-    for _ in range(s.depth):
-        layers.append(MixerBlock(s))
-    return layers.append(MeanHead(s))

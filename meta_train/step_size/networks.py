@@ -10,7 +10,6 @@ from torch.func import grad
 
 from meta_train.step_size.sources import Task
 
-EXPERTS = 4
 HEAD = 12  # neurons of an attention head at least
 PLACES = 0.02  # standard deviation of positions, as in GPT-2
 
@@ -302,30 +301,6 @@ class Recurrent(nn.Module):
         return self.head(hidden).mT
 
 
-class Experts(nn.Module):
-    """A mixture of MLPs, weighted by a gate (Jacobs et al. 1991)."""
-
-    def __init__(self, s: NetworkSettings):
-        super().__init__()
-        self.embed = nn.Linear(s.inputs, s.width)
-        self.gate = nn.Linear(s.width, EXPERTS)
-        self.experts = nn.ModuleList()
-        for _ in range(EXPERTS):
-            up = nn.Linear(s.width, s.width)
-            down = nn.Linear(s.width, s.width)
-            self.experts.append(nn.Sequential(up, s.act(), down))
-        self.norm = nn.LayerNorm(s.width)
-        self.head = nn.Linear(s.width, s.task.outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x.flatten(1))
-        shares = self.gate(x).softmax(-1)
-        mixed = torch.stack([expert(x) for expert in self.experts], -1)
-        mixed = mixed * shares.unsqueeze(1)
-        x = self.norm(x + mixed.sum(-1))
-        return self.head(x)
-
-
 class Factors(nn.Module):
     """Dot products of the embeddings of two items, (b,)."""
 
@@ -354,28 +329,6 @@ class Bag(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = self.words(x).mean(1)
         return self.head(mean)
-
-
-class Vectors(nn.Module):
-    """Scales and shifts before and after a fixed random map: no matrix is trained."""
-
-    fixed: Tensor
-
-    def __init__(self, s: NetworkSettings):
-        super().__init__()
-        inputs, outputs = s.inputs, s.task.outputs
-        self.scale = nn.Parameter(torch.zeros(inputs))
-        self.shift = nn.Parameter(torch.zeros(inputs))
-        self.out_scale = nn.Parameter(torch.ones(outputs))
-        self.out_shift = nn.Parameter(torch.zeros(outputs))
-        fixed = torch.randn(outputs, inputs)
-        self.register_buffer("fixed", fixed / inputs**0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        hidden = x * self.scale + self.shift
-        y = hidden @ self.fixed.mT
-        return y * self.out_scale + self.out_shift
 
 
 @torch.no_grad()

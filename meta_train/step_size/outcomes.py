@@ -1,39 +1,57 @@
-"""The measured outcomes of random trainings as arrays, and gains at any step size."""
+"""The measured outcomes of random trainings, and their features, as arrays."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from harness.files import read_lines
-from meta_train.step_size.trainings import Training
+from harness.files import append_line, read_lines
+from meta_train.step_size.collect import SLOPES
+from meta_train.step_size.copies import MULTIPLIERS, SEEDS
+from meta_train.step_size.tasks import EXACT
+from meta_train.step_size.trainings import Training, first_gradients
+from ngopt import build_graph
+from ngopt.learned_step.features import (
+    FEATURES,
+    OF_GRADIENTS,
+    OF_WEIGHTS,
+    gradient_features,
+    inverse_init_rms,
+    known_features,
+    matrices_of,
+    weight_features,
+)
+from ngopt.measurements import dense_counts, spectral_excess
+from ngopt.roles.from_graph import ParameterRole, roles_of
+from ngopt.soap.config import Measured
 
-FLOOR = 2e-3  # share of the first loss below which differences do not count
+# Shares of the first loss below which differences do not count: usually, and of what
+# can be fitted exactly.
+FLOOR, FLOOR_OF_EXACT = 2e-3, 1e-8
 MAX_LOG_LOSS = 1.0  # largest counted log of a loss over the first one
 MAX_GAIN = 1.0  # largest counted gain
-FINE = 0.25  # distance of the log multipliers of `refined`
-UNCHANGED = "unchanged"  # the variant that others are compared with
+GRAPHS = 2  # of named parameters, and of parameters without names
+HALF, BASE, DOUBLE = (f"{factor:g}" for factor in MULTIPLIERS)
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """Outcomes of n trainings at m multipliers and 2 seeds.
+class Data:
+    """Outcomes of n trainings and d features.
 
-    trainings: their descriptions. log_multipliers: (m,), base 2. gains: over
-    multiplier 1, see `gains_over`, (n, m, 2). files: number of the first file with
-    each, (n,).
+    gains: falls of log validation loss against the rule's own steps, with half and
+    twice the steps, and with slopes of -1 and 1; (n, 4, 2 seeds). x: features,
+    (n, `GRAPHS`, 2 seeds, d).
     """
 
     trainings: list[Training]
-    log_multipliers: np.ndarray
     gains: np.ndarray
-    files: np.ndarray
+    x: np.ndarray
 
     @cached_property
     def kinds(self) -> np.ndarray:
@@ -45,80 +63,124 @@ class Outcomes:
         """(n,)"""
         return np.array([training.steps for training in self.trainings])
 
+    def at(self, chosen: np.ndarray) -> "Data":
+        """The trainings with these indices, or where this is true."""
+        trainings = np.array(self.trainings, dtype=object)[chosen]
+        return replace(
+            self, trainings=list(trainings), gains=self.gains[chosen], x=self.x[chosen]
+        )
 
-def read_outcomes(folder: Path) -> Outcomes:
+
+def read_data(folder: Path) -> Data:
     """The files outcomes*.jsonl* of a folder. Raises ValueError if there are none."""
     paths = sorted(folder.glob("outcomes*.jsonl*"))
-    records: dict[int, dict[str, Any]] = {}
-    files: dict[int, int] = {}
-    for number, path in enumerate(paths):
-        for record in read_lines([path]):
-            seed = record["seed"]
-            records[seed] = record
-            files.setdefault(seed, number)
+    records = {record["seed"]: record for record in read_lines(paths)}
     if not records:
-        raise ValueError(f"outcomes: expected lines of trainings in {paths}; got none")
-    trainings, gains = [], []
+        raise ValueError(
+            f"folder: expected outcomes*.jsonl in '{folder}'; got none. "
+            f"Run meta_train.step_size.collect first."
+        )
     fields = Training.__dataclass_fields__
-    log_multipliers = np.log2(next(iter(records.values()))["multipliers"])
-    middle = int(np.argmin(np.abs(log_multipliers)))
-    for seed in sorted(records):
-        record = records[seed]
-        own = {name: record[name] for name in fields}
-        trainings.append(Training(**own))
-        gains.append(gains_over(record, middle))
-    numbers = np.array([files[training.seed] for training in trainings])
-    return Outcomes(trainings, log_multipliers, np.stack(gains), numbers)
+    trainings = []
+    for record in records.values():
+        trainings.append(Training(**{name: record[name] for name in fields}))
+    gains = np.stack([gains_of(record) for record in records.values()])
+    x = read_features(trainings, folder / "features.jsonl")
+    return Data(trainings, gains, x)
+
+
+def gains_of(record: Mapping[str, Any]) -> np.ndarray:
+    """(4, 2), see `Data`; 0 for networks without a slope."""
+    logs = log_losses(record)
+    rows = dict(
+        zip(
+            record["variants"], logs[record["variants"].index(BASE)] - logs, strict=True
+        )
+    )
+    none = np.zeros(len(SEEDS))
+    changes = HALF, DOUBLE, *SLOPES
+    return np.stack([rows.get(name, none) for name in changes]).clip(
+        -MAX_GAIN, MAX_GAIN
+    )
 
 
 def log_losses(record: Mapping[str, Any]) -> np.ndarray:
-    """Logs of losses (m, 2) with a floor and a ceiling relative to the first, (2,)."""
+    """Logs of losses (variants, 2), between a floor and a ceiling relative to the
+    first."""
     first = np.array(record["first"], dtype=float)  # None becomes nan
     validation = np.array(record["validation"], dtype=float)
-    first = np.nan_to_num(np.abs(first), nan=1.0)
-    first = first + 1e-12
+    first = np.nan_to_num(np.abs(first), nan=1.0) + 1e-12
     ratio = np.nan_to_num(validation, nan=np.inf) / first
-    logs = np.log(ratio.clip(0) + FLOOR)
+    floor = FLOOR_OF_EXACT if record["task_name"] in EXACT else FLOOR
+    logs = np.log(ratio.clip(0) + floor)
     return np.minimum(logs, MAX_LOG_LOSS) + np.log(first)
 
 
-def gains_over(record: Mapping[str, Any], reference: int) -> np.ndarray:
-    """Log loss of a reference - log loss, (m, 2), clipped to +-`MAX_GAIN`."""
-    logs = log_losses(record)
-    return (logs[reference] - logs).clip(-MAX_GAIN, MAX_GAIN)
+def gains_at(predicted: Tensor, gains: Tensor) -> Tensor:
+    """Gains (n,) at log2 factors and slopes (n, 2): parabolas through measured ones.
 
-
-def gains_of(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Gains over the variant `UNCHANGED` by variant, for each seed, (2,)."""
-    names = record["variants"]
-    gains = gains_over(record, names.index(UNCHANGED))
-    return dict(zip(names, gains, strict=True))
-
-
-def refined(
-    log_multipliers: np.ndarray, gains: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log multipliers at distances of `FINE`, (f,), and gains (n, m, ...) there.
-
-    Interpolated by monotone cubics (Fritsch and Butland 1984): straight lines are too
-    low on both sides of a peak.
+    gains: (n, 4), see `Data`.
     """
-    low, high = log_multipliers[0], log_multipliers[-1]
-    count = round((high - low) / FINE) + 1
-    fine = np.linspace(low, high, count)
-    curves = PchipInterpolator(log_multipliers, gains, axis=1)
-    return fine, curves(fine)
+    below, above = gains[:, ::2], gains[:, 1::2]
+    slope, bend = (above - below) / 2, (above + below) / 2
+    return (slope * predicted + bend * predicted.square()).sum(1)
 
 
-def interpolated(x: Tensor, log_multipliers: Tensor, rows: Tensor) -> Tensor:
-    """Values of piecewise linear rows (n, m) at x (n,), which may need a gradient."""
-    low = log_multipliers[0]
-    step = log_multipliers[1] - low
-    last = len(log_multipliers) - 1
-    place = (x - low) / step
-    place = place.clamp(0, last)
-    left = place.detach().long()
-    left = left.clamp(max=last - 1)
-    share = place - left
-    n = torch.arange(len(x), device=x.device)
-    return (1 - share) * rows[n, left] + share * rows[n, left + 1]
+def read_features(trainings: Sequence[Training], path: Path) -> np.ndarray:
+    """Features (n, `GRAPHS`, 2 seeds, d). New values are appended to a file."""
+    known = {}
+    if path.exists():
+        for record in read_lines([path]):
+            known[record["seed"]] = record["features"]
+    rows = []
+    for training in trainings:
+        if training.seed not in known:
+            known[training.seed] = features_of(training)
+            record = {"seed": training.seed, "features": known[training.seed]}
+            append_line(path, record)
+        rows.append(known[training.seed])
+    return np.array(rows)
+
+
+def features_of(training: Training) -> list[list[list[float]]]:
+    """Features of a training, (`GRAPHS`, 2 seeds, d)."""
+    of_graphs: list[list[list[float]]] = [[] for _ in range(GRAPHS)]
+    for seed in SEEDS:
+        model, grads = first_gradients(training, seed)
+        params = list(model.parameters())
+        for rows, given in zip(
+            of_graphs, (model.named_parameters(), params), strict=True
+        ):
+            roles = roles_of(build_graph(given))
+            values = features(roles, [p.detach() for p in params], grads, training)
+            rows.append([values[name] for name in FEATURES])
+    return of_graphs
+
+
+def features(
+    roles: Sequence[ParameterRole],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    training: Training,
+) -> dict[str, float]:
+    """The features of `ngopt.learned_step`; those that are not finite are 0."""
+    shapes = [tuple(p.shape) for p in params]
+    values: dict[str, Any] = known_features(roles, shapes, training.steps)
+    matrices = matrices_of(roles)
+    if not matrices:
+        values |= dict.fromkeys((*OF_WEIGHTS, *OF_GRADIENTS), 0.0)
+        return values
+    rms = torch.stack([p.square().mean().sqrt() for p in params])
+    grad_rms = torch.stack([grad.square().mean().sqrt() for grad in grads])
+    inverse = torch.tensor(inverse_init_rms(roles, matrices))
+    excess = torch.stack([spectral_excess(params[i]) for i in matrices])
+    values |= weight_features(rms[matrices] * inverse, excess)
+    depths = torch.tensor([roles[i].depth for i in matrices])
+    numels = torch.tensor([float(p.numel()) for p in params])
+    density = torch.ones(len(numels), dtype=torch.float64)
+    density[matrices] = dense_counts(grads, matrices) / numels[matrices]
+    measured = Measured(grad_rms, rms, density=density)
+    values |= gradient_features(depths, numels, measured, matrices)
+    for name, value in values.items():
+        values[name] = float(value) if math.isfinite(value) else 0.0
+    return values

@@ -17,7 +17,6 @@ from meta_train.step_size.sources import Examples, Source, Task
 
 VALIDATION = 512  # examples
 TEXTS = 96  # windows of text for validation, each with many words to predict
-PAIRS = 256  # examples for validation of a contrastive loss, all with all
 IMAGES = 10_000  # of a data set that are used
 CLASSES = 10
 
@@ -31,8 +30,6 @@ def make_task(name: str, seed: int, examples: int, noise: float) -> Task:
     count = VALIDATION
     if name in ("characters", "markov"):
         count = TEXTS
-    elif name == "contrast":
-        count = PAIRS
     elif name in EXACT:
         return Task(inputs, targets, inputs, targets, *same)
     cut = len(inputs) - min(count, len(inputs) // 4)
@@ -90,17 +87,6 @@ def noisy_images(source: Source) -> Examples:
     level = source.choice([0.3, 0.6, 1.0])
     noisy = x + level * source.normal(*x.shape)
     return Examples(noisy, x, F.mse_loss, 1)
-
-
-def diffusion(source: Source) -> Examples:
-    """The noise in images, of known level."""
-    x, _ = _images(source, 7)
-    x = x.flatten(1)
-    noise = source.normal(*x.shape)
-    level = source.uniform(len(x), 1)
-    noisy = (1 - level).sqrt() * x + level.sqrt() * noise
-    inputs = torch.cat((noisy, level, level.log()), 1)
-    return Examples(inputs, noise, F.mse_loss, x.shape[1])
 
 
 def point_sets(source: Source) -> Examples:
@@ -201,15 +187,9 @@ TASKS: dict[str, Callable[[Source], Examples]] = {
     "markov": markov,
     "bags": bags,
     "ratings": ratings,
-    "contrast": vector_tasks.contrast,
     "rare classes": vector_tasks.rare_classes,
-    "labels": vector_tasks.labels,
-    "soft labels": vector_tasks.soft_labels,
     "quantiles": vector_tasks.quantiles,
-    "counts": vector_tasks.counts,
-    "policy": vector_tasks.policy,
     "image labels": image_labels,
-    "diffusion": diffusion,
     "points": point_sets,
     "modes": games.modes,
     "featured picture": featured_picture,

@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
-from meta_train.problems.situations.finetuning import add_lora
 from meta_train.step_size import games, image_networks, networks
 from meta_train.step_size.networks import ACTIVATIONS, SINES, NetworkSettings
 from meta_train.step_size.sources import Task
@@ -71,8 +70,7 @@ class Training:
     """A training; everything random follows from its fields.
 
     Attributes:
-        family: kind of network. start: "new" weights, all weights of a trained network
-            ("tuned"), or low-rank "adapter" matrices on its fixed weights.
+        family: kind of network. weights: how they are drawn.
         examples: of training and validation. noise: see `make_task`.
     """
 
@@ -89,15 +87,11 @@ class Training:
     steps: int
     examples: int
     noise: float
-    start: str
 
     @property
     def kind(self) -> str:
         """Trainings of one kind are left out together."""
-        parts = [self.family, self.activation, self.task_name]
-        if self.start != "new":
-            parts.append(self.start)
-        return "/".join(parts)
+        return f"{self.family}/{self.activation}/{self.task_name}"
 
     @property
     def task(self) -> Task:
@@ -130,7 +124,6 @@ class Training:
         return torch.randint(count, (self.batch,), generator=generator)
 
 
-TRAINED = "mlp", "cnn", "vit", "gpt", "autoencoder"  # families that are tuned
 COMMON = ["torch"] * 8 + ["he"] * 2 + ["xavier"] * 2 + ["small"] * 2
 WEIGHTS = [*COMMON, "orthogonal", "large", "tiny", "zero head"]  # initial weights
 UNBIASED = "he", "xavier", "small"  # with biases of zero
@@ -181,17 +174,14 @@ def _drawn(seed: int) -> Training:
     if name in ("vit", "gpt"):
         width = 8 * (width // 8)
     batch = 2 ** rng.randint(3, 7)
-    if task in EXACT or (name == "function" and rng.random() < 0.6):
+    if task in EXACT or (task == "curve" and rng.random() < 0.6):
         batch = 1024
-    elif name in ("factors", "vectors") and rng.random() < 0.3:
+    elif name == "factors" and rng.random() < 0.3:
         batch = 4096
     elif rng.random() < 0.1:
         batch = rng.choice([1, 2, 4])
-    start = "new"
-    if name in TRAINED and rng.random() < 0.2:
-        start = rng.choice(["tuned", "adapter"])
     norm = rng.choice(family.norms)
-    if norm == "batch" or name == "contrast":
+    if norm == "batch":
         batch = max(batch, 16)
     activation = rng.choice(family.activations)
     steps = _steps(rng)
@@ -212,7 +202,6 @@ def _drawn(seed: int) -> Training:
         steps=steps,
         examples=rng.choice([128, 1024, 4096, 9000]),
         noise=rng.choice([0.0, 0.0, 0.1, 0.3, 0.5]),
-        start=start,
     )
 
 
@@ -262,82 +251,11 @@ def initialize(model: nn.Module, name: str) -> None:
                 nn.init.normal_(module.weight, std=0.02)
 
 
-OTHER_STEPS = 200  # of AdamW on other data
-LORA_RANK = 4
-LORA_SCALE = 1.0
-
-
-def started(training: Training, seed: int) -> nn.Module:
-    """The network of a training and a seed, as the training begins."""
-    model = training.build(seed)
-    if training.start == "new":
-        return model
-    model.load_state_dict(_trained(training, seed))
-    if training.start == "adapter":
-        with seeded(training.seed, 5, seed):
-            _adapt(model)
-    return model
-
-
 def first_gradients(
     training: Training, seed: int
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A started network, and the gradients of its parameters on the first batch."""
-    model, task = started(training, seed), training.task
+    """A new network, and the gradients of its parameters on the first batch."""
+    model, task = training.build(seed), training.task
     chosen = training.indices(seed, 0)
     loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
     return model, torch.autograd.grad(loss, list(model.parameters()))
-
-
-@lru_cache(2)
-def _trained(training: Training, seed: int) -> dict[str, Tensor]:
-    """Weights after a training on other data."""
-    model = training.build(seed)
-    task = other_task(training)
-    opt = torch.optim.AdamW(model.parameters(), 3e-3)
-    falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.05, OTHER_STEPS)
-    for step in range(OTHER_STEPS):
-        chosen = training.indices(seed + 100, step)
-        loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        falling.step()
-    return model.state_dict()
-
-
-def other_task(training: Training) -> Task:
-    """The task of a training with a fifth of the words exchanged, or inputs mixed, and
-    classes in another order."""
-    task = training.task
-    seed = derive_seed(training.seed, 6) % 2**62
-    generator = torch.Generator().manual_seed(seed)
-    inputs, targets = task.inputs, task.targets
-    is_text = not inputs.is_floating_point()
-    if is_text:
-        words = _exchanged(task.outputs, task.outputs // 5, generator)
-        inputs, targets = words[inputs], words[targets]
-    else:
-        inputs = inputs + 0.4 * inputs.roll(1, -1)
-        if not targets.is_floating_point():
-            classes = _exchanged(task.outputs, task.outputs // 2, generator)
-            targets = classes[targets]
-    return task._replace(inputs=inputs, targets=targets)
-
-
-def _exchanged(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """The numbers below `size`, of which `count` are permuted."""
-    chosen = torch.randperm(size, generator=generator)[:count]
-    numbers = torch.arange(size)
-    numbers[chosen] = chosen.roll(1)
-    return numbers
-
-
-def _adapt(model: nn.Module) -> None:
-    """Adds LoRA; frozen parameters become buffers, which copies do not optimize."""
-    add_lora(model, LORA_RANK, LORA_SCALE)
-    for module in model.modules():
-        for name, p in list(module.named_parameters(recurse=False)):
-            if not p.requires_grad:
-                delattr(module, name)
-                module.register_buffer(name, p.detach())

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_train.problems.supervised import TEMPERATURE, pinball_loss
+from meta_train.problems.supervised import pinball_loss
 from meta_train.step_size.sources import Examples, Source
 
-NEVER = -1e4  # a logit
 LEVELS = 0.05, 0.25, 0.5, 0.75, 0.95  # quantiles
 
 
@@ -90,32 +89,6 @@ def rare_classes(source: Source) -> Examples:
     return Examples(x, y, F.cross_entropy, classes)
 
 
-def labels(source: Source) -> Examples:
-    """Several yes or no, of which most are no."""
-    size = source.choice([6, 30])
-    count = source.choice([4, 12])
-    x = source.normal(source.examples, size)
-    y = source.with_noise(_taught(source, x, count))
-    targets = (y > 1.0).float()
-    return Examples(x, targets, F.binary_cross_entropy_with_logits, count)
-
-
-def soft_labels(source: Source) -> Examples:
-    """Probabilities of a random network, as in distillation."""
-    size = source.choice([6, 30])
-    classes = source.choice([4, 12])
-    sharpness = source.choice([1.0, 4.0])
-    x = source.normal(source.examples, size)
-    y = source.with_noise(_taught(source, x, classes))
-    return Examples(x, (sharpness * y).softmax(1), divergence, classes)
-
-
-def divergence(outputs: Tensor, shares: Tensor) -> Tensor:
-    """Kullback and Leibler's, of shares from the softmax of outputs."""
-    differences = torch.xlogy(shares, shares) - shares * outputs.log_softmax(1)
-    return differences.sum(1).mean()  # `F.kl_div` is slow under vmap
-
-
 def quantiles(source: Source) -> Examples:
     """Quantiles of a number whose spread depends on the inputs."""
     size = source.choice([4, 16])
@@ -124,73 +97,6 @@ def quantiles(source: Source) -> Examples:
     y = mean + 0.5 * log_spread.exp() * source.normal(source.examples)
     loss = partial(pinball_loss, quantiles=LEVELS)
     return Examples(x, y.unsqueeze(1), loss, len(LEVELS))
-
-
-def counts(source: Source) -> Examples:
-    """Poisson counts, whose log rate is predicted."""
-    size = source.choice([4, 16])
-    scale = source.choice([1.0, 8.0])
-    x = source.normal(source.examples, size)
-    rates = scale * _taught(source, x, 1).exp()
-    y = torch.poisson(rates, generator=source.generator)
-    return Examples(x, y, deviance, 1)
-
-
-def deviance(outputs: Tensor, counts: Tensor) -> Tensor:
-    """Of Poisson counts from rates exp(outputs); 0 is the least."""
-    own = torch.xlogy(counts, counts) - counts
-    predicted = counts * outputs - outputs.exp()
-    return 2 * (own - predicted).mean()
-
-
-def policy(source: Source) -> Examples:
-    """Contextual bandits: the reward of a sampled action alone is seen.
-
-    Targets are the random numbers that sample an action, and the rewards of all.
-    """
-    size = source.choice([4, 16])
-    actions = source.choice([3, 8])
-    x = source.normal(source.examples, size)
-    rewards = source.with_noise(_taught(source, x, actions))
-    uniform = source.uniform(source.examples, actions).clamp(min=1e-6)
-    gumbel = -(-uniform.log()).log()
-    targets = torch.cat((gumbel, rewards), 1)
-    return Examples(x, targets, policy_loss, actions, regret)
-
-
-def policy_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Its gradient is that of REINFORCE (Williams 1992), with a mean as baseline."""
-    gumbel, rewards = targets.chunk(2, 1)
-    action = (outputs.detach() + gumbel).argmax(1, keepdim=True)
-    log_share = outputs.log_softmax(1).gather(1, action).squeeze(1)
-    reward = rewards.gather(1, action).squeeze(1)
-    return -((reward - reward.mean()) * log_share).mean()
-
-
-def regret(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Expected reward that is missed."""
-    _, rewards = targets.chunk(2, 1)
-    expected = (outputs.softmax(1) * rewards).sum(1)
-    return (rewards.amax(1) - expected).mean()
-
-
-def contrast(source: Source) -> Examples:
-    """Embeds examples so that those of one class are near."""
-    found = clusters(source)
-    return found._replace(loss=contrastive_loss, outputs=16)
-
-
-def contrastive_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Khosla et al. 2020, Eq. 2, (); of fixed shapes, for vmap."""
-    unit = F.normalize(outputs, dim=1)
-    same = torch.eye(len(labels), dtype=torch.bool)
-    logits = unit @ unit.mT / TEMPERATURE
-    log_shares = logits.masked_fill(same, NEVER).log_softmax(1)
-    alike = labels[:, None] == labels
-    alike = (alike & ~same).float()
-    totals = (log_shares * alike).sum(1)
-    means = totals / alike.sum(1).clamp(min=1)
-    return -means.mean()
 
 
 def sound(source: Source) -> Examples:

@@ -24,8 +24,9 @@ TINY = 1e-30
 SHALLOW = 6  # matrices of a network that is not deep
 MIN_LAYERS = 3  # of a network whose layers have different factors
 
+LOG_STEPS = "log steps"
 OF_NETWORK = (
-    "log steps",
+    LOG_STEPS,
     "log matrices",
     "mean log rows",
     "narrowest log rows",
@@ -111,7 +112,7 @@ def known_features(
         if roles[i].role == "output":
             log_outputs = rows[-1]
     values = {
-        "log steps": math.log(total_steps / HORIZON),
+        LOG_STEPS: math.log(total_steps / HORIZON),
         "log matrices": math.log(count),
         "mean log rows": sum(rows) / count,
         # those of the last are outputs

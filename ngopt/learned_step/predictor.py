@@ -3,7 +3,8 @@
 Small networks read what is known at the first step (`features`). They predict one
 factor for all parameters, and how it changes from the first layer to the last. They are
 fitted to the losses of random training runs at other step sizes
-(`meta_train.step_size`).
+(`meta_train.step_size`). Factors are near 1 where the networks disagree, and 1 where no
+training run was similar.
 """
 
 import math
@@ -16,95 +17,77 @@ from torch import Tensor
 
 from ngopt.devices import Array, precise_dtype
 from ngopt.learned_step import features
-from ngopt.learned_step.features import FEATURES
+from ngopt.learned_step.features import FEATURES, LOG_STEPS
 from ngopt.soap.config import Measured, Network
 
-MAX_LOG2 = 3.0  # largest |log2| of a factor
-MAX_SLOPE = 1.0  # largest |log2| of the last layer's factor / that of a middle layer
-
-Layers = Sequence[tuple[Tensor, Tensor]]
-"""Weights (..., e, inputs, outputs) and biases (..., e, 1, outputs) of e networks."""
-
-
-class Scaling(NamedTuple):
-    """For standardisation of features, and their range, (..., d) each."""
-
-    mean: Tensor
-    scale: Tensor
-    low: Tensor
-    high: Tensor
+MAX_LOG2 = 1.0  # largest |log2| of a factor
+NEGLIGIBLE = math.log2(1.02)  # |log2| of a factor that is 1
 
 
 class StepPredictor(NamedTuple):
-    """Two ensembles of e networks with one hidden layer of width h; d features.
+    """An ensemble of e networks with one hidden layer of width h; d features.
 
-    The first predicts log2 of the factor of all parameters. The second predicts what is
-    added at the last layer and subtracted at the first. A prediction is the mean
-    output, moved towards 0 by `caution` standard deviations of the outputs. It goes to
-    0 as features leave the range of the trainings that the networks were fitted to.
+    Output 0 is log2 of the factor of all parameters. Output 1 is added at the last
+    layer and subtracted at the first.
     """
 
-    mean: Tensor  # of features, (2, d)
-    scale: Tensor
-    low: Tensor  # range of features, (2, d)
-    high: Tensor
-    hidden: Tensor  # weights (2, e, d, h)
-    hidden_bias: Tensor  # (2, e, 1, h)
-    output: Tensor  # (2, e, h, 1)
-    output_bias: Tensor  # (2, e, 1, 1)
-    caution: Tensor  # (2,)
+    mean: Tensor  # of features, (d,)
+    scale: Tensor  # their standard deviations, (d,)
+    hidden: Tensor  # weights (e, d, h)
+    hidden_bias: Tensor  # (e, 1, h)
+    output: Tensor  # (e, h, 2)
+    output_bias: Tensor  # (e, 1, 2)
+    # standard deviations of the networks by which outputs are nearer to 0, (2,)
+    caution: Tensor
+    points: Tensor  # standardized features of typical training runs, (k, d)
+    reach: Tensor  # distance from the nearest point up to which networks count, ()
+    longest: Tensor  # feature of the longest training runs, ()
 
     def __repr__(self) -> str:
-        _, members, features, width = self.hidden.shape
-        size = f"{features} features, width {width}"
-        return f"StepPredictor(2 x {members} networks, {size})"
+        members, count, width = self.hidden.shape
+        return f"StepPredictor({members} networks, {count} features, width {width})"
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "StepPredictor":
         """Raises ValueError if tensors are missing or of other features."""
         is_known = tensors.keys() == set(cls._fields)
-        if not is_known or tensors["mean"].shape != (2, len(FEATURES)):
+        if not is_known or tensors["mean"].shape != (len(FEATURES),):
             raise ValueError(
                 f"step predictor: expected {', '.join(cls._fields)} of "
-                f"2 x {len(FEATURES)} features; got {', '.join(sorted(tensors))}"
+                f"{len(FEATURES)} features; got {', '.join(sorted(tensors))}"
             )
         return cls(**tensors)
 
     def predict(self, features: Tensor) -> Tensor:
-        """log2 of the factor and its slope, (2, n), of features (n, d)."""
+        """The outputs (n, 2) for features (n, d).
+
+        They are the mean of the networks, moved towards 0 by `caution`, times `trust`.
+        """
         own = StepPredictor(*[x.to(features) for x in self])
-        scaling = Scaling(own.mean, own.scale, own.low, own.high)
-        layers = (own.hidden, own.hidden_bias), (own.output, own.output_bias)
-        return cautious_prediction(features, scaling, layers, own.caution)
+        x = (features - own.mean) / own.scale
+        y = own.networks(x)
+        mean = y.mean(0)
+        deviation = y.std(0, correction=0)
+        size = (mean.abs() - own.caution * deviation).clamp(min=0)
+        return own.trust(x).unsqueeze(1) * mean.sign() * size
 
+    def networks(self, x: Tensor) -> Tensor:
+        """Outputs (e, n, 2) of every network for standardized features (n, d)."""
+        y = torch.tanh(x @ self.hidden + self.hidden_bias)
+        return MAX_LOG2 * torch.tanh(y @ self.output + self.output_bias)
 
-def outputs(x: Tensor, layers: Layers) -> Tensor:
-    """Predictions (..., e, n) of standardised features (..., n, d).
+    def trust(self, x: Tensor) -> Tensor:
+        """From 1 near training runs to 0 where none is similar, (n,).
 
-    There is tanh between layers.
-    """
-    (weight, bias), *others = layers
-    y = x @ weight + bias
-    for weight, bias in others:
-        y = torch.tanh(y) @ weight + bias
-    return MAX_LOG2 * torch.tanh(y.squeeze(-1) / MAX_LOG2)
-
-
-def cautious_prediction(
-    features: Tensor, scaling: Scaling, layers: Layers, caution: Tensor
-) -> Tensor:
-    """The mean output (..., n) of features (n, d), moved towards 0.
-
-    See `StepPredictor`.
-    """
-    mean, scale, low, high = (x.unsqueeze(-2) for x in scaling)
-    inside = features.clamp(low, high)
-    y = outputs(((inside - mean) / scale).unsqueeze(-3), layers)
-    centre = y.mean(-2)
-    deviations = caution.unsqueeze(-1) * y.std(-2, correction=0)
-    size = (centre.abs() - deviations).clamp(min=0)
-    distance = ((features - inside).abs() / scale).sum(-1)
-    return (-distance).exp() * centre.sign() * size
+        It is 0 from twice the reach on, and for twice as many steps as in the longest
+        training runs. x: standardized features (n, d).
+        """
+        distance = torch.cdist(x, self.points).amin(1)
+        place = FEATURES.index(LOG_STEPS)
+        log_steps = x[:, place] * self.scale[place] + self.mean[place]
+        longer = (log_steps - self.longest) / math.log(2)
+        near = (2 - distance / self.reach).clamp(0, 1)
+        return near * (1 - longer).clamp(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,16 +158,18 @@ class NetworkFactors:
             self._depths, self._numels, measured, self._matrices
         )
         values = torch.cat((self._known, torch.stack(list(of_network.values()))))
-        predicted = self._predictor.predict(values.unsqueeze(0)).squeeze(-1)
+        predicted = self._predictor.predict(values.unsqueeze(0)).squeeze(0)
         has_gradient = of_network["matrices without gradient"] < 1
         predicted = torch.where(has_gradient, predicted, 0.0)
-        log_factor, slope = predicted.nan_to_num(0.0)  # weights may not be finite
-        return layer_factors(log_factor, slope, self._positions)
+        return layer_factors(predicted.nan_to_num(0.0), self._positions)
 
 
-def layer_factors(log_factor: Tensor, slope: Tensor, positions: Tensor) -> Tensor:
-    """Factors of parameters (n,). log_factor, slope: see `StepPredictor`, () each.
+def layer_factors(predicted: Tensor, positions: Tensor) -> Tensor:
+    """Factors of parameters (n,), from 1/2 to 2, and exactly 1 where within 2 % of it.
 
-    positions: see `layer_positions`, (n,).
+    predicted: see `StepPredictor`, (2,). positions: see `layer_positions`, (n,).
     """
-    return torch.exp2(log_factor + slope.clamp(-MAX_SLOPE, MAX_SLOPE) * positions)
+    log_factor = predicted[0] + predicted[1] * positions
+    log_factor = log_factor.clamp(-MAX_LOG2, MAX_LOG2)
+    is_negligible = log_factor.abs() <= NEGLIGIBLE
+    return torch.exp2(torch.where(is_negligible, 0.0, log_factor))
