@@ -9,24 +9,24 @@ from ngopt.soap.soap import Soap
 
 
 def random_predictor(slope: float = 0.0) -> StepPredictor:
-    """Of random weights, fitted to no data: every feature is within its range.
+    """Of random weights, fitted to no data: every network is near a training run.
 
-    slope: scale of the output of the networks for slopes.
+    slope: scale of the output for slopes.
     """
     torch.manual_seed(1)
     count = len(FEATURES)
-    hidden = 0.1 * torch.randn(2, count, 4)
     output = torch.randn(2, 4, 1)
     return StepPredictor(
-        mean=torch.zeros(2, count),
-        scale=torch.ones(2, count),
-        low=torch.full((2, count), -20.0),
-        high=torch.full((2, count), 20.0),
-        hidden=torch.stack((hidden, hidden)),
-        hidden_bias=torch.zeros(2, 2, 1, 4),
-        output=torch.stack((output, slope * output)),
-        output_bias=torch.zeros(2, 2, 1, 1),
+        mean=torch.zeros(count),
+        scale=torch.ones(count),
+        hidden=0.1 * torch.randn(2, count, 4),
+        hidden_bias=torch.zeros(2, 1, 4),
+        output=torch.cat((output, slope * output), 2),
+        output_bias=torch.zeros(2, 1, 2),
         caution=torch.tensor([0.1, 0.1]),
+        points=torch.zeros(3, count),
+        reach=torch.tensor(100.0),
+        longest=torch.tensor(10.0),
     )
 
 

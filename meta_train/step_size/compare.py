@@ -25,16 +25,17 @@ FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
 LIMITS = 2, 5, 15  # percent
 GROUPS: dict[str, tuple[str, ...]] = {
-    "images, sounds, distances": ("picture", "function"),
+    "dense": ("mlp", "few", "linear"),
+    "images, sounds, distances": ("function",),
     "equations": ("solver",),
     "games": ("game",),
     "tables": ("factors", "bag"),
-    "transformers": ("vit", "gpt", "mixer"),
+    "transformers": ("vit", "gpt"),
     "recurrent": ("lstm", "gru"),
     "convolutions": ("cnn", "separable cnn", "strided cnn", "denoiser"),
     "autoencoders": ("autoencoder",),
     "deep": ("deep mlp",),
-    "sets, gates, experts": ("points", "gated", "experts"),
+    "sets, gates": ("points", "gated"),
 }
 """Families that are left out together."""
 REACHES = 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, torch.inf
@@ -70,15 +71,15 @@ def compared(data: Data) -> list[Row]:
         "no caution": replace(chosen, caution=(0.0, 0.0)),
         "twice the caution": replace(chosen, caution=(1.0, 2.0)),
         "one network": replace(chosen, members=1),
-        "linear": replace(chosen, width=0),
     }.items():
-        if own.width:
-            gains = left_out(data, own, folds(data.kinds))
-            rows.append(row_of(label, gains, data.steps))
-    gains = left_out(data, chosen, groups(data))
-    for name, number in zip(GROUPS, range(len(GROUPS)), strict=True):
-        part = groups(data) == number
-        rows.append(row_of(f"left out: {name}", gains[part], data.steps[part]))
+        gains = left_out(data, own, folds(data.kinds))
+        rows.append(row_of(label, gains, data.steps))
+    number = groups(data)
+    gains = left_out(data, chosen, number)
+    for group, name in enumerate(GROUPS):
+        part = number == group
+        if part.any():
+            rows.append(row_of(f"left out: {name}", gains[part], data.steps[part]))
     return rows
 
 
@@ -86,7 +87,7 @@ def fitted_reach(data: Data, settings: Settings) -> float:
     """The reach with the best utility for families that are left out."""
     number = groups(data)
     totals = np.zeros(len(REACHES))
-    for group in range(len(GROUPS)):
+    for group in set(number):
         predictor = fitted(data.at(number != group), settings)
         part = data.at(number == group)
         for i, reach in enumerate(REACHES):
@@ -100,10 +101,10 @@ def fitted_reach(data: Data, settings: Settings) -> float:
 def left_out(data: Data, settings: Settings, number: np.ndarray) -> np.ndarray:
     """Gains (n,) in percent, by predictors that are fitted without their own number.
 
-    number: of a fold, (n,); -1 is in all fits.
+    number: of a fold, (n,).
     """
     gains = np.zeros(len(number))
-    for fold in range(number.max() + 1):
+    for fold in set(number):
         predictor = fitted(data.at(number != fold), settings)
         gains[number == fold] = predicted_gains(predictor, data.at(number == fold))
     return gains
@@ -136,11 +137,11 @@ def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
 
 
 def groups(data: Data) -> np.ndarray:
-    """Number of the group of each training, -1 for families without one, (n,)."""
+    """Number of the group of each training, (n,)."""
     numbers = {}
     for number, families in enumerate(GROUPS.values()):
         numbers |= dict.fromkeys(families, number)
-    return np.array([numbers.get(x.family, -1) for x in data.trainings])
+    return np.array([numbers[x.family] for x in data.trainings])
 
 
 def row_of(label: str, gains: np.ndarray, steps: np.ndarray) -> Row:

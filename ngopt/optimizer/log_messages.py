@@ -13,6 +13,7 @@ from ngopt.functional import Record
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group
+from ngopt.roles.from_graph import roles_of
 from ngopt.schedule import SPARE_STEPS
 from ngopt.soap.config import SoapConfig
 from ngopt.user_warnings import warn
@@ -162,14 +163,14 @@ def name_of(rule: Any) -> str:
     return str(rule) if is_named else type(rule).__name__
 
 
-def describe(network: NeuralGraph, records: Sequence[Record], has_horizon: bool) -> str:
+def describe(
+    network: NeuralGraph, records: Sequence[Record], total_steps: int | None
+) -> str:
     """What is known of a network: its graph, and the learned factors of step sizes.
 
     records: the state of all parameters, in the order of the network.
     """
-    lines = [describe_graph(network)]
-    if has_horizon:
-        lines.append(describe_step_size(records))
+    lines = describe_graph(network), describe_step_size(network, records, total_steps)
     return "\n".join(filter(None, lines))
 
 
@@ -192,8 +193,10 @@ def describe_graph(graph: NeuralGraph) -> str:
     )
 
 
-def describe_step_size(records: Iterable[Record]) -> str:
-    """One line about learned factors of the step size; "" where all are 1.00.
+def describe_step_size(
+    network: NeuralGraph, records: Iterable[Record], total_steps: int | None
+) -> str:
+    """One line about learned factors of the step size; "" if none are learned.
 
     records: the state of all parameters, in the order of the network. Reading them is a
     host sync.
@@ -203,8 +206,19 @@ def describe_step_size(records: Iterable[Record]) -> str:
         factor = record.get("predicted")
         if factor is not None and not factor.is_meta and float(record["step"]) > 0:
             factors.append(round(float(factor), 2))
-    if set(factors) <= {1.0}:
+    if not factors:
         return ""
+    if total_steps is None:
+        return "step size: that of the base rule, as total_steps is not given"
+    roles = roles_of(network)
+    matrices = sum(bool(role.blocks) for role in roles)
+    norms = "with" if any(role.role == "norm" for role in roles) else "without"
+    reason = f"{matrices} matrices {norms} norms, {total_steps:,} steps"
+    if set(factors) == {1.0}:
+        return (
+            f"step size: that of the base rule ({reason}: unlike the trainings that "
+            "factors were learned from, or a gain is uncertain, or a scheduler is used)"
+        )
     low, high = min(factors), max(factors)
     interval = f"{low:.2f} to {high:.2f}"
     if low == high:
@@ -212,8 +226,8 @@ def describe_step_size(records: Iterable[Record]) -> str:
     elif factors in (sorted(factors), sorted(factors, reverse=True)):
         interval = f"{factors[0]:.2f} (first layer) to {factors[-1]:.2f} (last layer)"
     return (
-        f"step size: {interval} times that of the base rule, as predicted at the first "
-        "step from horizon, shapes, roles, initial weights and first gradients"
+        f"step size: {interval} times that of the base rule, as predicted from "
+        f"{reason}, initial weights and first gradients"
     )
 
 

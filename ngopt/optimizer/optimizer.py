@@ -179,8 +179,8 @@ class NGOptimizer(Optimizer):
             return f"{text}\ngraph: not traced yet; run one training step"
         parameters = self._binding.parameters(self)
         records = parameters.records_in_network(self.state)
-        has_horizon = self.param_groups[0]["total_steps"] is not None
-        return f"{text}\n{describe(parameters.network, records, has_horizon)}"
+        total_steps = self.param_groups[0]["total_steps"]
+        return f"{text}\n{describe(parameters.network, records, total_steps)}"
 
     @property
     def graph(self) -> NeuralGraph:

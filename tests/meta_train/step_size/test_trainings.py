@@ -2,11 +2,9 @@ from collections import Counter
 
 import torch
 
+from harness.files import read_lines
 from meta_train.step_size.collect import Config, main
-from meta_train.step_size.trainings import FAMILIES, draw, other_task
-from tests.meta_train.step_size.test_copies import TRAININGS
-
-from harness.files import read_lines  # isort: skip
+from meta_train.step_size.trainings import FAMILIES, draw
 
 
 def test_a_seed_gives_one_training():
@@ -32,14 +30,6 @@ def test_every_family_is_drawn_and_runs():
     assert set(families) == set(FAMILIES)
 
 
-def test_another_task_has_the_same_shapes_and_other_data():
-    for name in ("tuned", "words"):
-        task, other = TRAININGS[name].task, other_task(TRAININGS[name])
-        assert task.inputs.shape == other.inputs.shape
-        assert not torch.equal(task.inputs, other.inputs)
-        assert not torch.equal(task.targets, other.targets)
-
-
 def test_collecting_resumes(tmp_path, capsys):
     main(Config(first=1, count=1, folder=str(tmp_path)))
     path = tmp_path / "outcomes.jsonl"
@@ -49,4 +39,4 @@ def test_collecting_resumes(tmp_path, capsys):
     assert "0 new trainings" in capsys.readouterr().out
     (record,) = read_lines([path])
     assert record["kind"] == draw(1).kind
-    assert len(record["validation"]) == len(record["multipliers"])
+    assert len(record["validation"]) == len(record["variants"])

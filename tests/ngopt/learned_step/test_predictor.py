@@ -1,6 +1,7 @@
 """The learned factor of the step size."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from benchmarks.launches import Counts, quiet
 from ngopt import NGOptimizer
-from ngopt.learned_step.features import FEATURES
+from ngopt.learned_step.features import FEATURES, HORIZON, LOG_STEPS
 from ngopt.learned_step.predictor import StepPredictor
 from ngopt.pretrained import load_pretrained, save_pretrained
 from tests.networks import cnn, mlp
@@ -39,8 +40,9 @@ def factors_of(params, opt):
 
 
 def factor_of(params, opt):
-    (factor,) = set(factors_of(params, opt))
-    return factor
+    first, *others = factors_of(params, opt)
+    assert others == pytest.approx([first] * len(others), rel=1e-12)
+    return first
 
 
 def test_it_multiplies_the_scale(predictor):
@@ -62,10 +64,14 @@ def test_the_slope_goes_over_the_layers_in_the_order_of_the_parameters():
     assert abs(slope) > 0.05
 
 
-def test_the_last_layer_has_at_most_twice_the_factor_of_the_middle():
-    large = random_predictor(1e3)._replace(caution=torch.zeros(2))
-    first, *_, last = factors_of(*train(large, model=mlp(6, 16, 16, 3).double()))
-    assert max(first / last, last / first) == pytest.approx(4)
+def test_factors_are_between_half_and_twice():
+    for sign in (-1, 1):
+        large = random_predictor()._replace(
+            output_bias=torch.full((2, 1, 2), 9.0 * sign)
+        )
+        first, *_, last = factors_of(*train(large, model=mlp(6, 16, 16, 3).double()))
+        assert first == pytest.approx(1, abs=1e-3)
+        assert last == 2.0**sign
 
 
 def test_networks_of_two_layers_have_no_slope():
@@ -73,20 +79,51 @@ def test_networks_of_two_layers_have_no_slope():
 
 
 def test_zeros_are_the_base_rule_to_the_bit(predictor):
-    params, opt = train(predictor._replace(output=torch.zeros(2, 2, 4, 1)))
-    assert factor_of(params, opt) == 1
+    zeros = predictor._replace(output=torch.zeros(2, 4, 2))
+    # of 1 %, which is nothing
+    tiny = zeros._replace(output_bias=torch.full((2, 1, 2), 0.014))
     expected, _ = train(None)
-    assert all(map(torch.equal, params, expected))
+    for own in (zeros, tiny):
+        params, opt = train(own)
+        assert set(factors_of(params, opt)) == {1.0}
+        assert all(map(torch.equal, params, expected))
 
 
 def test_it_is_one_where_nothing_is_known(predictor):
-    """Beyond the range of its data, without a horizon, without matrices."""
-    low, high = torch.full((2, COUNT), -0.1), torch.full((2, COUNT), 0.1)
-    narrow = predictor._replace(low=low, high=high)
-    assert factor_of(*train(narrow)) == pytest.approx(1, abs=1e-3)
+    """Far from all training runs, without a horizon, without matrices."""
+    far = predictor._replace(points=torch.full((1, COUNT), 50.0))
+    assert set(factors_of(*train(far))) == {1.0}
+    short = predictor._replace(longest=torch.tensor(math.log(15 / HORIZON)))
+    assert set(factors_of(*train(short))) == {1.0}
     assert factor_of(*train(predictor, total_steps=None)) == 1
     scale = nn.ParameterList([torch.ones(5), torch.zeros(3)])
     assert factor_of(*train(predictor, model=scale)) == 1
+
+
+def test_predictions_fall_to_zero_with_the_distance_from_training_runs(predictor):
+    near = torch.full((1, COUNT), 0.5)
+    length = float(near.norm())
+    expected = predictor.predict(near)
+    assert expected.abs().max() > 0.1
+    for reach, share in ((length, 1.0), (0.75 * length, 2 / 3), (0.4 * length, 0.0)):
+        found = predictor._replace(reach=torch.tensor(reach)).predict(near)
+        torch.testing.assert_close(found, share * expected)
+
+
+def test_predictions_fall_to_zero_beyond_the_longest_training_runs(predictor):
+    longest = predictor._replace(longest=torch.tensor(0.0))
+    x = torch.zeros(3, COUNT)
+    x[:, FEATURES.index(LOG_STEPS)] = torch.tensor([0.0, 0.5, 1.0]) * math.log(2)
+    torch.testing.assert_close(longest.trust(x), torch.tensor([1.0, 0.5, 0.0]))
+
+
+def test_networks_that_disagree_predict_nothing(predictor):
+    bias = torch.tensor([0.5, -0.4]).view(2, 1, 1).expand(2, 1, 2)
+    disagreeing = predictor._replace(
+        output=torch.zeros(2, 4, 2), output_bias=bias, caution=torch.tensor([0.5, 0.0])
+    )
+    factor, slope = disagreeing.predict(torch.zeros(1, COUNT))[0]
+    assert factor == 0 and slope > 0
 
 
 def test_with_a_scheduler_it_is_one(predictor):
@@ -99,7 +136,7 @@ def test_with_a_scheduler_it_is_one(predictor):
 def test_zero_weights_and_one_matrix_are_finite(predictor):
     linear = nn.Linear(3, 2)
     nn.init.zeros_(linear.weight)
-    assert 1 / 8 <= factor_of(*train(predictor, model=linear)) <= 8
+    assert 1 / 2 <= factor_of(*train(predictor, model=linear)) <= 2
 
 
 def test_a_weight_that_is_not_finite_spoils_no_other(predictor):
@@ -133,7 +170,7 @@ def test_the_scale_of_the_loss_makes_no_difference(predictor, scale):
 @pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
 def test_first_gradients_without_a_size_do_not_count(predictor, value):
     one = train_once(predictor, lambda grads: grads[0].fill_(value))
-    assert 1 / 8 <= one <= 8
+    assert 1 / 2 <= one <= 2
     assert abs(one - 1) > 0.05
     # nothing is known of the gradients of a first step that is not made
     assert train_once(predictor, lambda grads: [g.fill_(value) for g in grads]) == 1
@@ -152,11 +189,11 @@ def test_the_default_device_makes_no_difference(predictor):
 
 def test_it_is_printed_after_the_first_step(predictor):
     params, opt = train(predictor, 0)
-    assert "step size" not in repr(opt)
+    assert "step size: " not in repr(opt)
     step_with_noise(opt, params, [0])
     factor = factor_of(params, opt)
     assert f"step size: {factor:.2f} times that of the base rule" in repr(opt)
-    assert "initial weights and first gradients" in repr(opt)
+    assert "from 5 matrices without norms, 30 steps, initial weights" in repr(opt)
 
 
 def test_slopes_are_printed():
@@ -227,15 +264,15 @@ def test_factors_without_an_order_are_printed_as_a_range():
     assert " to 4.00 times that of the base rule" in repr(opt)
 
 
-def test_factors_that_are_one_or_not_applied_are_not_printed(predictor):
+def test_it_is_said_why_the_base_rule_is_used(predictor):
     params, opt = train(predictor, 1)
-    assert "step size" in repr(opt)
-    opt.param_groups[0]["total_steps"] = None
-    assert "step size" not in repr(opt)
-    opt.param_groups[0]["total_steps"] = 30
     for p in params:
-        opt.state[p]["predicted"].fill_(0.9999)
-    assert "step size" not in repr(opt)
+        opt.state[p]["predicted"].fill_(1.0)
+    assert "step size: that of the base rule (5 matrices" in repr(opt)
+    _, opt = train(predictor, 1, total_steps=None)
+    assert "step size: that of the base rule, as total_steps is not given" in repr(opt)
+    _, opt = train(None, 1)
+    assert "step size: " not in repr(opt)
 
 
 def stepped_on_meta(weights):
@@ -250,7 +287,7 @@ def stepped_on_meta(weights):
 
 
 def test_one_on_the_meta_device_is_not_printed(predictor):
-    assert "step size" not in repr(stepped_on_meta(learned(predictor)))
+    assert "step size: " not in repr(stepped_on_meta(learned(predictor)))
 
 
 def test_order_of_neurons_makes_no_difference(predictor):
@@ -280,7 +317,7 @@ def test_it_is_read_from_a_weights_file(predictor, tmp_path):
 
 def test_other_tensors_are_refused(predictor):
     tensors = predictor._asdict()
-    del tensors["low"]
+    del tensors["reach"]
     with pytest.raises(ValueError, match="step predictor: expected mean"):
         StepPredictor.of(tensors)
 
