@@ -1,46 +1,38 @@
-"""Measures weights with a step predictor on trainings that they were not fitted to.
+"""Measures a rule with a step predictor on trainings that it was not fitted to.
 
 `python -m meta_train.step_size.check --first 900000 --count 300` draws trainings from
-these seeds. Each has the rule's step sizes, and those times the predicted factors of
-the seed. One line per training is appended to `runs/step_size/checks.jsonl`; the
+these seeds. Each has the base rule's step sizes, and those times the predicted factors
+of each seed. One line per training is appended to `runs/step_size/checks.jsonl`; the
 command resumes, and prints a table of all lines.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from harness import cli
-from harness.files import make_folder, read_lines
+from harness.files import read_lines
 from harness.tables import text_table
+from meta_train.step_size import collect
 from meta_train.step_size.collect import Record, append_missing, measured_record
 from meta_train.step_size.compare import formatted, row_of
-from meta_train.step_size.copies import SEEDS
 from meta_train.step_size.outcomes import features_of, log_losses
 from meta_train.step_size.trainings import draw
 from ngopt import build_graph
-from ngopt.learned_step.features import layer_positions, matrices_of
+from ngopt.learned_step.features import layer_positions
 from ngopt.learned_step.predictor import LearnedStep, StepPredictor, layer_factors
 from ngopt.pretrained import load_pretrained
 from ngopt.roles.from_graph import roles_of
 
-RULE = "the rule"
-
 
 @dataclass(frozen=True)
-class Config:
-    """Options of the command line.
-
-    first, count: seeds of the trainings, which should be those of no outcomes.
-    """
+class Config(collect.Config):
+    """first: beyond the seeds of all outcomes. rule: a name or path."""
 
     first: int = 900_000
     count: int = 300
     rule: str = "learned-step"
-    folder: str = "runs/step_size"
 
 
 def main(config: Config) -> None:
@@ -49,13 +41,8 @@ def main(config: Config) -> None:
         raise ValueError(
             f"rule: expected one with a step predictor; got '{config.rule}'"
         )
-    folder = Path(config.folder)
-    make_folder(folder)
-    path = folder / "checks.jsonl"
-    wanted = {}
-    for seed in range(config.first, config.first + config.count):
-        wanted[seed] = partial(measure, seed, multiplier.predictor)
-    append_missing(path, wanted)
+    predictor = multiplier.predictor
+    path = append_missing(config, "checks.jsonl", lambda seed: measure(seed, predictor))
     records = read_lines([path])
     steps = np.array([record["steps"] for record in records])
     gains = np.array([gain_of(record) for record in records])
@@ -67,20 +54,17 @@ def measure(seed: int, predictor: StepPredictor) -> Record:
     training = draw(seed)
     roles = roles_of(build_graph(training.build(0).named_parameters()))
     positions = torch.tensor(layer_positions(roles))
-    variants = {RULE: [1.0] * len(roles)}
-    named, _ = features_of(training)
-    for own_seed, x in zip(SEEDS, torch.tensor(named), strict=True):
-        predicted = predictor.predict(x.unsqueeze(0)).squeeze(0)
-        predicted = predicted * bool(matrices_of(roles))
-        variants[f"seed {own_seed}"] = layer_factors(predicted, positions).tolist()
+    variants = {"base rule": [1.0] * len(roles)}
+    of_seeds, _ = features_of(training)
+    for number, values in enumerate(predictor.predict(torch.tensor(of_seeds))):
+        variants[f"seed {number}"] = layer_factors(values, positions).tolist()
     return measured_record(training, variants)
 
 
 def gain_of(record: Record) -> float:
     """Percent, the mean of both seeds, each with its own factors."""
     base, *others = log_losses(record)
-    own = np.diagonal(np.stack(others))
-    return 100 * float((base - own).mean())
+    return 100 * float((base - np.diagonal(np.stack(others))).mean())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ out: it resumes, and several processes can share the work by different numbers.
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,10 +33,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line.
-
-    first, count: seeds of the trainings.
-    """
+    """Options of the command line. first, count: seeds of the trainings."""
 
     first: int = 0
     count: int = 1000
@@ -45,34 +41,23 @@ class Config:
 
 
 def main(config: Config) -> None:
+    path = append_missing(config, "outcomes.jsonl", measure)
+    print(f"trainings are in '{path}'")
+
+
+def append_missing(config: Config, name: str, measure: Callable[[int], Record]) -> Path:
+    """Appends the records of new seeds to a file of JSON lines; returns its path."""
     folder = Path(config.folder)
     make_folder(folder)
-    path = folder / "outcomes.jsonl"
-    wanted = {}
-    for seed in range(config.first, config.first + config.count):
-        wanted[seed] = partial(measure, seed)
-    count = append_missing(path, wanted)
-    print(f"{count} new trainings in '{path}'")
-
-
-def append_missing(
-    path: Path, wanted: Mapping[int, Callable[[], Record]], pattern: str | None = None
-) -> int:
-    """Appends what these functions return, by seed, to a file of JSON lines.
-
-    pattern: of files beside it; seeds of their records are left out. None: those of the
-    file itself. Returns the number of new records.
-    """
-    known = set()
-    for record in read_lines(path.parent.glob(pattern or path.name)):
-        known.add(record["seed"])
-    new = [measure for seed, measure in wanted.items() if seed not in known]
-    progress = tqdm(new, "trainings")
-    for measure in progress:
-        record = measure()
+    path = folder / name
+    known = {record["seed"] for record in read_lines(folder.glob(name))}
+    seeds = range(config.first, config.first + config.count)
+    progress = tqdm([seed for seed in seeds if seed not in known], "trainings")
+    for seed in progress:
+        record = measure(seed)
         progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
         append_line(path, record)
-    return len(new)
+    return path
 
 
 def measure(seed: int) -> Record:

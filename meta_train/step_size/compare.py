@@ -31,11 +31,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "games": ("game",),
     "tables": ("factors", "bag"),
     "transformers": ("vit", "gpt"),
-    "recurrent": ("lstm", "gru"),
-    "convolutions": ("cnn", "separable cnn", "strided cnn", "denoiser"),
+    "convolutions": ("cnn", "separable cnn", "strided cnn"),
     "autoencoders": ("autoencoder",),
     "deep": ("deep mlp",),
-    "sets, gates": ("points", "gated"),
+    "gates": ("gated",),
 }
 """Families that are left out together."""
 REACHES = 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, torch.inf

@@ -22,7 +22,6 @@ from ngopt.soap.soap import Soap, SoapRule
 
 MULTIPLIERS = 0.5, 1.0, 2.0
 SEEDS = 0, 1
-UNSTACKED = "lstm", "gru"  # vmap has no recurrent layers
 
 Factors = Sequence[float]
 """Of the step sizes of all parameters."""
@@ -75,26 +74,19 @@ class Copies:
 
     def __init__(self, training: Training, variants: Sequence[Factors]):
         self.training = training
-        self.models: list[nn.Module] = []
-        for _ in variants:
-            self.models += [training.build(seed) for seed in SEEDS]
-        template = self.models[0]
-        params, self._buffers = stack_module_state(self.models)
+        self._variants = len(variants)
+        models = [training.build(seed) for _ in variants for seed in SEEDS]
+        self._template = models[0]
+        params, self._buffers = stack_module_state(models)
         self._params = {name: p.detach() for name, p in params.items()}
         self._rows: list[nn.Parameter] = []
         for row in _by_copy(list(self._params.values())):
             self._rows.append(nn.Parameter(row))
-        if training.family in UNSTACKED:
-            for i, model in enumerate(self.models):
-                for name, p in model.named_parameters():
-                    p.data = self._params[name][i]
-        named = dict(template.named_parameters())
-        graph = build_graph(named.items())
-        self._rule = CopiesRule(graph, training.steps, len(self.models))
+        graph = build_graph(self._template.named_parameters())
+        self._rule = CopiesRule(graph, training.steps, len(models))
         self._state: list[Record] = self._rule.init(self._rows)
         factors = [x for variant in variants for x in list(variant) * len(SEEDS)]
         self._hyper = Hyper(factors, [None] * len(factors))
-        self._template = template
         function = grad(partial(self._evaluate, training.task.loss))
         self._gradients = vmap(function, (0, 0, 0, 0), randomness="different")
 
@@ -107,21 +99,13 @@ class Copies:
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         task = self.training.task
         chosen = [self.training.indices(seed, step) for seed in SEEDS]
-        indices = torch.stack(chosen)
-        indices = indices.repeat(len(self.models) // len(chosen), 1)
+        indices = torch.stack(chosen).repeat(self._variants, 1)
         return task.inputs[indices], task.targets[indices]
 
     def _grads(self, step: int) -> list[Tensor]:
         """Gradients of the parameters of all copies, as `_by_copy`."""
-        inputs, targets = self._batch(step)
-        if self.training.family not in UNSTACKED:
-            args = self._params, self._buffers, inputs, targets
-            return _by_copy(list(self._gradients(*args).values()))
-        rows: list[Tensor] = []
-        for model, x, y in zip(self.models, inputs, targets, strict=True):
-            loss = self.training.task.loss(model(x), y)
-            rows += torch.autograd.grad(loss, list(model.parameters()))
-        return rows
+        grads = self._gradients(self._params, self._buffers, *self._batch(step))
+        return _by_copy(list(grads.values()))
 
     def step(self, step: int) -> None:
         rows, params = self._grads(step), self._rows
@@ -137,9 +121,6 @@ class Copies:
         task = self.training.task
         x = task.validation_inputs
         y = task.validation_targets
-        if self.training.family in UNSTACKED:
-            losses = [task.score(model(x), y) for model in self.models]
-            return torch.stack(losses)
         score = partial(self._evaluate, task.score)
         evaluate = vmap(score, (0, 0, None, None), randomness="different")
         self._template.eval()

@@ -51,17 +51,6 @@ def pooled_head(s: NetworkSettings) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
 
 
-def denoiser(s: NetworkSettings) -> nn.Sequential:
-    """Residual convolutions from gray images to gray images."""
-    s = s._replace(skip=True)
-    layers = nn.Sequential()
-    channels = 1
-    for _ in range(s.depth):
-        layers.append(_convolution(channels, s))
-        channels = s.width
-    return layers.append(nn.Conv2d(s.width, 1, 3, padding=1))
-
-
 class Separable(nn.Module):
     """A depthwise and a pointwise convolution (Howard et al. 2017)."""
 

@@ -81,9 +81,7 @@ class Layer(nn.Module):
         self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        y = self.norm(y)
-        y = self.act(y)
+        y = self.act(self.norm(self.linear(x)))
         return x + y if self.skip else y
 
 
@@ -132,15 +130,9 @@ class Solver(nn.Module):
 
 def mlp_between(inputs: int, outputs: int, s: NetworkSettings) -> nn.Sequential:
     """depth hidden layers."""
-    layers = nn.Sequential(nn.Flatten(), *dense_layers(inputs, s))
+    layers = nn.Sequential(nn.Flatten(), _dense(inputs, s))
+    layers.extend(_dense(s.width, s) for _ in range(1, s.depth))
     return layers.append(nn.Linear(s.width, outputs))
-
-
-def dense_layers(inputs: int, s: NetworkSettings) -> list[Layer]:
-    layers = [_dense(inputs, s)]
-    for _ in range(1, s.depth):
-        layers.append(_dense(s.width, s))
-    return layers
 
 
 def autoencoder(s: NetworkSettings) -> nn.Sequential:
@@ -172,32 +164,14 @@ class GatedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        y = self.act(self.gate(y)) * self.value(y)
-        y = self.out(y)
+        y = self.out(self.act(self.gate(y)) * self.value(y))
         return x + y if self.skip else y
 
 
 def gated_mlp(s: NetworkSettings) -> nn.Sequential:
     layers = nn.Sequential(nn.Flatten(), GatedLayer(s.inputs, s))
-    for _ in range(1, s.depth):
-        layers.append(GatedLayer(s.width, s))
+    layers.extend(GatedLayer(s.width, s) for _ in range(1, s.depth))
     return layers.append(nn.Linear(s.width, s.task.outputs))
-
-
-class PointSet(nn.Module):
-    """Classifies sets by the largest features of their points (Zaheer et al. 2017)."""
-
-    def __init__(self, s: NetworkSettings):
-        super().__init__()
-        size = s.task.inputs.shape[-1]
-        self.of_points = nn.Sequential(*dense_layers(size, s))
-        self.hidden = _dense(s.width, s)
-        self.head = nn.Linear(s.width, s.task.outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        points = self.of_points(x)
-        largest = points.amax(1)
-        return self.head(self.hidden(largest))
 
 
 class Attention(nn.Module):
@@ -219,14 +193,12 @@ class Attention(nn.Module):
         qkv = qkv.unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.transpose(1, 3).unbind(2)
         # `scaled_dot_product_attention` is slow under vmap on CPUs
-        scores = q @ k.mT
-        scores = scores / q.shape[-1] ** 0.5
+        scores = q @ k.mT / q.shape[-1] ** 0.5
         if self.causal:
             later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
             scores = scores.masked_fill(later, -1e4)
         y = scores.softmax(-1) @ v
-        y = y.transpose(1, 2).flatten(2)
-        return self.out(y)
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -242,10 +214,8 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * s.width, s.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first_norm(x)
-        x = x + self.attention(y)
-        y = self.second_norm(x)
-        y = self.act(self.up(y))
+        x = x + self.attention(self.first_norm(x))
+        y = self.act(self.up(self.second_norm(x)))
         return x + self.down(y)
 
 
@@ -271,8 +241,7 @@ class WordHead(nn.Module):
         self.linear = nn.Linear(s.width, s.task.outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        return self.linear(x).mT
+        return self.linear(self.norm(x)).mT
 
 
 def transformer_blocks(s: NetworkSettings, causal: bool) -> nn.Sequential:
@@ -284,21 +253,6 @@ def gpt(s: NetworkSettings) -> nn.Sequential:
     if s.skip:  # tied embeddings
         head.linear.weight = embed.words.weight
     return nn.Sequential(embed, transformer_blocks(s, causal=True), head)
-
-
-class Recurrent(nn.Module):
-    """An LSTM or GRU for the next word at each position, (b, words, length)."""
-
-    def __init__(self, s: NetworkSettings, layer: type[nn.Module]):
-        super().__init__()
-        self.words = nn.Embedding(s.task.outputs, s.width)
-        self.layers = layer(s.width, s.width, s.depth, batch_first=True)
-        self.head = nn.Linear(s.width, s.task.outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.words(x)
-        hidden, _ = self.layers(x)
-        return self.head(hidden).mT
 
 
 class Factors(nn.Module):
@@ -327,8 +281,7 @@ class Bag(nn.Module):
         self.head = nn.Linear(s.width, s.task.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = self.words(x).mean(1)
-        return self.head(mean)
+        return self.head(self.words(x).mean(1))
 
 
 @torch.no_grad()

@@ -1,11 +1,10 @@
 """The measured outcomes of random trainings, and their features, as arrays."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,20 +15,10 @@ from meta_train.step_size.collect import SLOPES
 from meta_train.step_size.copies import MULTIPLIERS, SEEDS
 from meta_train.step_size.tasks import EXACT
 from meta_train.step_size.trainings import Training, first_gradients
-from ngopt import build_graph
-from ngopt.learned_step.features import (
-    FEATURES,
-    OF_GRADIENTS,
-    OF_WEIGHTS,
-    gradient_features,
-    inverse_init_rms,
-    known_features,
-    matrices_of,
-    weight_features,
-)
-from ngopt.measurements import dense_counts, spectral_excess
-from ngopt.roles.from_graph import ParameterRole, roles_of
-from ngopt.soap.config import Measured
+from ngopt import NGOptimizer
+from ngopt.learned_step.features import NetworkFeatures
+from ngopt.soap.config import BoundMultiplier, Measured, Network
+from ngopt.soap.soap import Soap
 
 # Shares of the first loss below which differences do not count: usually, and of what
 # can be fitted exactly.
@@ -143,44 +132,38 @@ def read_features(trainings: Sequence[Training], path: Path) -> np.ndarray:
 
 
 def features_of(training: Training) -> list[list[list[float]]]:
-    """Features of a training, (`GRAPHS`, 2 seeds, d)."""
-    of_graphs: list[list[list[float]]] = [[] for _ in range(GRAPHS)]
-    for seed in SEEDS:
-        model, grads = first_gradients(training, seed)
-        params = list(model.parameters())
-        for rows, given in zip(
-            of_graphs, (model.named_parameters(), params), strict=True
-        ):
-            roles = roles_of(build_graph(given))
-            values = features(roles, [p.detach() for p in params], grads, training)
-            rows.append([values[name] for name in FEATURES])
-    return of_graphs
+    """Features of a training, (`GRAPHS`, 2 seeds, d); those that are not finite are 0.
+
+    They are those that the library reads at the first step.
+    """
+    rows: list[list[list[float]]] = []
+    for is_named in (True, False):
+        rows.append([])
+        for seed in SEEDS:
+            model, grads = first_gradients(training, seed)
+            reader = FeatureReader()
+            params = model.named_parameters() if is_named else model.parameters()
+            rule = Soap(multiplier=reader)
+            opt = NGOptimizer(params, rule=rule, total_steps=training.steps)
+            for p, grad in zip(model.parameters(), grads, strict=True):
+                p.grad = grad
+            opt.step()
+            rows[-1].append(reader.values.nan_to_num(0.0, 0.0, 0.0).tolist())
+    return rows
 
 
-def features(
-    roles: Sequence[ParameterRole],
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    training: Training,
-) -> dict[str, float]:
-    """The features of `ngopt.learned_step`; those that are not finite are 0."""
-    shapes = [tuple(p.shape) for p in params]
-    values: dict[str, Any] = known_features(roles, shapes, training.steps)
-    matrices = matrices_of(roles)
-    if not matrices:
-        values |= dict.fromkeys((*OF_WEIGHTS, *OF_GRADIENTS), 0.0)
-        return values
-    rms = torch.stack([p.square().mean().sqrt() for p in params])
-    grad_rms = torch.stack([grad.square().mean().sqrt() for grad in grads])
-    inverse = torch.tensor(inverse_init_rms(roles, matrices))
-    excess = torch.stack([spectral_excess(params[i]) for i in matrices])
-    values |= weight_features(rms[matrices] * inverse, excess)
-    depths = torch.tensor([roles[i].depth for i in matrices])
-    numels = torch.tensor([float(p.numel()) for p in params])
-    density = torch.ones(len(numels), dtype=torch.float64)
-    density[matrices] = dense_counts(grads, matrices) / numels[matrices]
-    measured = Measured(grad_rms, rms, density=density)
-    values |= gradient_features(depths, numels, measured, matrices)
-    for name, value in values.items():
-        values[name] = float(value) if math.isfinite(value) else 0.0
-    return values
+class FeatureReader:
+    """A multiplier that multiplies by 1, and keeps the features of a network."""
+
+    state: ClassVar[Mapping[str, float]] = {}
+    values: Tensor
+
+    def bind(self, network: Network) -> BoundMultiplier:
+        assert network.total_steps is not None
+        read = NetworkFeatures(network, network.total_steps)
+
+        def multiplier(measured: Measured, *_: Any) -> Tensor:
+            self.values = read(measured)
+            return torch.ones(len(network.shapes))
+
+        return multiplier

@@ -3,14 +3,13 @@
 Data depend on a task's seed alone. Images are those of FashionMNIST and MNIST.
 """
 
-from collections.abc import Callable
 from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_train.problems.images import images
+from meta_train.problems.images import images as image_splits
 from meta_train.problems.text import VOCABULARY, next_characters
 from meta_train.step_size import games, vector_tasks
 from meta_train.step_size.sources import Examples, Source, Task
@@ -19,13 +18,19 @@ VALIDATION = 512  # examples
 TEXTS = 96  # windows of text for validation, each with many words to predict
 IMAGES = 10_000  # of a data set that are used
 CLASSES = 10
+# tasks whose training data are all there is
+EXACT = "picture", "featured picture", "sound", "distances", "poisson", "few numbers"
 
 
 @lru_cache(2)
 def make_task(name: str, seed: int, examples: int, noise: float) -> Task:
-    """examples: for training and validation. noise: see `Source`."""
+    """The task of the function with this name in `tasks`, `vector_tasks` or `games`.
+
+    examples: for training and validation. noise: see `Source`.
+    """
     source = Source(seed, examples, noise)
-    inputs, targets, loss, outputs, score = TASKS[name](source)
+    functions = globals() | vars(vector_tasks) | vars(games)
+    inputs, targets, loss, outputs, score = functions[name.replace(" ", "_")](source)
     same = loss, outputs, score or loss
     count = VALIDATION
     if name in ("characters", "markov"):
@@ -39,7 +44,7 @@ def make_task(name: str, seed: int, examples: int, noise: float) -> Task:
 @cache
 def _all_images(name: str, side: int) -> tuple[Tensor, Tensor]:
     """Images (n, 1, side, side) and labels."""
-    train = images(name, 28 // side).train
+    train = image_splits(name, 28 // side).train
     return train.batch(torch.arange(IMAGES))
 
 
@@ -50,7 +55,7 @@ def _images(source: Source, side: int) -> tuple[Tensor, Tensor]:
     return x[chosen], y[chosen]
 
 
-def image_classes(source: Source) -> Examples:
+def images(source: Source) -> Examples:
     x, y = _images(source, 14)
     y = source.relabelled(y, CLASSES)
     return Examples(x, y, F.cross_entropy, CLASSES)
@@ -64,7 +69,7 @@ def image_labels(source: Source) -> Examples:
     return Examples(x, targets, F.binary_cross_entropy_with_logits, CLASSES)
 
 
-def small_image_classes(source: Source) -> Examples:
+def small_images(source: Source) -> Examples:
     x, y = _images(source, 7)
     y = source.relabelled(y, CLASSES)
     return Examples(x.flatten(1), y, F.cross_entropy, CLASSES)
@@ -79,27 +84,6 @@ def pixels(source: Source) -> Examples:
         x = x - x.min()
         x = x / x.max()
     return Examples(x, x, loss, x.shape[1])
-
-
-def noisy_images(source: Source) -> Examples:
-    """Images with noise; the targets are without."""
-    x, _ = _images(source, 14)
-    level = source.choice([0.3, 0.6, 1.0])
-    noisy = x + level * source.normal(*x.shape)
-    return Examples(noisy, x, F.mse_loss, 1)
-
-
-def point_sets(source: Source) -> Examples:
-    """Points on ellipses of several shapes."""
-    classes = source.choice([3, 6])
-    size = source.choice([2, 3])
-    axes = source.normal(classes, size, size)
-    y = source.integers(classes, source.examples)
-    points = source.normal(source.examples, 16, size)
-    points = points / points.norm(dim=2, keepdim=True)
-    x = points @ axes[y] + 0.1 * source.normal(source.examples, 1, size)
-    y = source.relabelled(y, classes)
-    return Examples(x, y, F.cross_entropy, classes)
 
 
 def picture(source: Source) -> Examples:
@@ -171,32 +155,3 @@ def ratings(source: Source) -> Examples:
     y = (left[row] * right[column]).sum(-1)
     y = source.with_noise(y / rank**0.5)
     return Examples(x, y, F.mse_loss, size)
-
-
-TASKS: dict[str, Callable[[Source], Examples]] = {
-    "images": image_classes,
-    "small images": small_image_classes,
-    "pixels": pixels,
-    "noisy images": noisy_images,
-    "clusters": vector_tasks.clusters,
-    "teacher": vector_tasks.teacher,
-    "table": vector_tasks.table,
-    "picture": picture,
-    "curve": vector_tasks.curve,
-    "characters": characters,
-    "markov": markov,
-    "bags": bags,
-    "ratings": ratings,
-    "rare classes": vector_tasks.rare_classes,
-    "quantiles": vector_tasks.quantiles,
-    "image labels": image_labels,
-    "points": point_sets,
-    "modes": games.modes,
-    "featured picture": featured_picture,
-    "sound": vector_tasks.sound,
-    "distances": vector_tasks.distances,
-    "poisson": vector_tasks.poisson,
-    "few numbers": vector_tasks.few_numbers,
-}
-# the training data are all there is
-EXACT = "picture", "featured picture", "sound", "distances", "poisson", "few numbers"

@@ -4,7 +4,6 @@ import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -40,8 +39,6 @@ class Family(NamedTuple):
 
 def read_families() -> dict[str, Family]:
     builders = vars(networks) | vars(image_networks) | vars(games)
-    builders["lstm"] = partial(networks.Recurrent, layer=nn.LSTM)
-    builders["gru"] = partial(networks.Recurrent, layer=nn.GRU)
     found = {}
     with Path(__file__).with_name("families.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -206,8 +203,7 @@ def _drawn(seed: int) -> Training:
 
 
 def _log_uniform(rng: Random, low: int, high: int) -> int:
-    logarithm = rng.uniform(math.log(low), math.log(high))
-    return round(math.exp(logarithm))
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
 def _steps(rng: Random) -> int:

@@ -77,18 +77,6 @@ def curve(source: Source) -> Examples:
     return Examples(x, source.with_noise(y), F.mse_loss, 1)
 
 
-def rare_classes(source: Source) -> Examples:
-    """Mixtures of Gaussians, of which most are rare."""
-    size = source.choice([8, 24])
-    classes = source.choice([6, 20])
-    centers = source.normal(classes, size)
-    shares = torch.arange(1, classes + 1) ** -1.5
-    y = source.words(shares, source.examples)
-    x = centers[y] + 0.7 * source.normal(source.examples, size)
-    y = source.relabelled(y, classes)
-    return Examples(x, y, F.cross_entropy, classes)
-
-
 def quantiles(source: Source) -> Examples:
     """Quantiles of a number whose spread depends on the inputs."""
     size = source.choice([4, 16])

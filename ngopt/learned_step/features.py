@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ngopt.devices import precise_dtype
 from ngopt.roles.from_graph import ParameterRole
-from ngopt.soap.config import Measured
+from ngopt.soap.config import Measured, Network
 
 HORIZON = 500  # steps
 LOG_ZERO = -9.0  # log of a matrix' size below which it is zero
@@ -25,6 +26,7 @@ SHALLOW = 6  # matrices of a network that is not deep
 MIN_LAYERS = 3  # of a network whose layers have different factors
 
 LOG_STEPS = "log steps"
+NO_GRADIENT = "matrices without gradient"
 OF_NETWORK = (
     LOG_STEPS,
     "log matrices",
@@ -49,7 +51,7 @@ OF_WEIGHTS = "mean log size", "least log size", "zero matrices", "mean excess"
 OF_GRADIENTS = (
     "share of zeros",
     "largest share of zeros",
-    "matrices without gradient",
+    NO_GRADIENT,
     "vectors' log share",
     "slope of gradients",
     "spread of gradients",
@@ -57,13 +59,44 @@ OF_GRADIENTS = (
 FEATURES = OF_NETWORK + OF_WEIGHTS + OF_GRADIENTS
 
 
+class NetworkFeatures:
+    """The features of a network, which its first step measures.
+
+    Attributes:
+        known: `OF_NETWORK`, on the device. matrices: see `matrices_of`.
+    """
+
+    def __init__(self, network: Network, total_steps: int):
+        roles, shapes = network.roles, network.shapes
+        known = known_features(roles, shapes, total_steps)
+        dtype = precise_dtype(network.device)
+        self.known = network.like.new_tensor(list(known.values()), dtype=dtype)
+        self.matrices = matrices_of(roles)
+        new = self.known.new_tensor
+        # 1 / RMS of PyTorch's initial weights, which are uniform in +-fan ** -.5
+        fans = [roles[i].fan_in or 1 / 3 for i in self.matrices]
+        self._inverse = new([(3 * fan) ** 0.5 for fan in fans])
+        self._depths = new([roles[i].depth for i in self.matrices])
+        self._numels = new(list(map(math.prod, shapes)))
+
+    def __call__(self, measured: Measured) -> Tensor:
+        """All features of a network with matrices, (d,)."""
+        assert measured.excess is not None
+        matrices = torch.tensor(self.matrices, device=self.known.device)
+        sizes = measured.weight_rms[matrices].to(self.known) * self._inverse
+        excesses = measured.excess[matrices].to(self.known)
+        values = weight_features(sizes, excesses)
+        values |= gradient_features(self._depths, self._numels, measured, self.matrices)
+        return torch.cat((self.known, torch.stack(list(values.values()))))
+
+
 def matrices_of(roles: Sequence[ParameterRole]) -> list[int]:
     """Indices of matrices, embeddings and outputs, in the order of the network.
 
     Unused ones come last.
     """
-    found = [i for i, role in enumerate(roles) if role.blocks]
-    return sorted(found, key=lambda i: _order(roles[i]))
+    matrices = [i for i, role in enumerate(roles) if role.blocks]
+    return sorted(matrices, key=lambda i: _order(roles[i]))
 
 
 def _order(role: ParameterRole) -> float:
@@ -131,22 +164,7 @@ def known_features(
         "log outputs": log_outputs,
         "share of output": elements["output"] / total,
     }
-    assert tuple(values) == OF_NETWORK
     return values
-
-
-def inverse_init_rms(
-    roles: Sequence[ParameterRole], matrices: Sequence[int]
-) -> list[float]:
-    """1 / RMS of PyTorch's initial weights, of each matrix.
-
-    These are uniform in +-fan ** -.5, so that their RMS is (3 fan) ** -.5.
-    """
-    found = []
-    for i in matrices:
-        fan = roles[i].fan_in
-        found.append((3 * fan) ** 0.5 if fan else 1.0)
-    return found
 
 
 def weight_features(sizes: Tensor, excesses: Tensor) -> dict[str, Tensor]:
@@ -179,9 +197,8 @@ def gradient_features(
     depths: of the matrices' roles, (m,). numels: elements of all parameters, (n,).
     """
     assert measured.density is not None
-    rms = measured.weight_rms.to(depths)
-    grad_rms = measured.grad_rms.to(depths)
-    density = measured.density.to(depths)
+    values = measured.weight_rms, measured.grad_rms, measured.density
+    rms, grad_rms, density = (x.to(depths) for x in values)
     chosen = torch.tensor(matrices, device=depths.device)
     has_gradient = (grad_rms > 0) & (grad_rms < torch.inf)
     is_counted = has_gradient[chosen]

@@ -15,9 +15,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ngopt.devices import Array, precise_dtype
-from ngopt.learned_step import features
-from ngopt.learned_step.features import FEATURES, LOG_STEPS
+from ngopt.devices import Array
+from ngopt.learned_step.features import (
+    FEATURES,
+    LOG_STEPS,
+    NO_GRADIENT,
+    NetworkFeatures,
+    layer_positions,
+)
 from ngopt.soap.config import Measured, Network
 
 MAX_LOG2 = 1.0  # largest |log2| of a factor
@@ -117,18 +122,9 @@ class NetworkFactors:
 
     def __init__(self, predictor: StepPredictor, network: Network, total_steps: int):
         self._predictor = predictor
-        roles, shapes = network.roles, network.shapes
-        known = features.known_features(roles, shapes, total_steps)
-        dtype = precise_dtype(network.device)
-        self._known = torch.tensor(
-            list(known.values()), dtype=dtype, device=network.device
-        )
-        self._matrices = features.matrices_of(roles)
-        inverse = features.inverse_init_rms(roles, self._matrices)
-        self._inverse = self._known.new_tensor(inverse)
-        self._depths = self._known.new_tensor([roles[i].depth for i in self._matrices])
-        self._numels = self._known.new_tensor(list(map(math.prod, shapes)))
-        self._positions = self._known.new_tensor(features.layer_positions(roles))
+        self._features = NetworkFeatures(network, total_steps)
+        positions = layer_positions(network.roles)
+        self._positions = self._features.known.new_tensor(positions)
 
     def __call__(
         self, measured: Measured, progress: Array | None, state: dict[str, Tensor]
@@ -147,19 +143,11 @@ class NetworkFactors:
 
         The gradients of a loss that is 0 or not finite count as none.
         """
-        if not self._matrices:
+        if not self._features.matrices:
             return torch.ones_like(self._positions)
-        assert measured.excess is not None
-        matrices = torch.tensor(self._matrices, device=self._known.device)
-        size = measured.weight_rms[matrices].to(self._known) * self._inverse
-        excess = measured.excess[matrices].to(self._known)
-        of_network = features.weight_features(size, excess)
-        of_network |= features.gradient_features(
-            self._depths, self._numels, measured, self._matrices
-        )
-        values = torch.cat((self._known, torch.stack(list(of_network.values()))))
+        values = self._features(measured)
         predicted = self._predictor.predict(values.unsqueeze(0)).squeeze(0)
-        has_gradient = of_network["matrices without gradient"] < 1
+        has_gradient = values[FEATURES.index(NO_GRADIENT)] < 1
         predicted = torch.where(has_gradient, predicted, 0.0)
         return layer_factors(predicted.nan_to_num(0.0), self._positions)
 

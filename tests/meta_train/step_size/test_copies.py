@@ -26,7 +26,6 @@ TRAININGS = {
     "mlp": BASE,
     "equation": replace(BASE, family="solver", task_name="poisson", norm="none"),
     "words": replace(BASE, family="gpt", task_name="markov", width=16, depth=1),
-    "recurrent": replace(BASE, family="gru", task_name="markov", depth=1),
 }
 
 
