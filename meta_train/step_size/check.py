@@ -16,7 +16,7 @@ from harness.files import read_lines
 from harness.tables import text_table
 from meta_train.step_size import collect
 from meta_train.step_size.collect import Record, append_missing, measured_record
-from meta_train.step_size.compare import formatted, row_of
+from meta_train.step_size.fit import formatted, row_of
 from meta_train.step_size.outcomes import features_of, log_losses
 from meta_train.step_size.trainings import draw
 from ngopt import build_graph

@@ -1,33 +1,190 @@
-"""Fits the predictor of the step size to measured trainings.
+"""Fits the predictor of the step size, and compares it with others on trainings that
+are left out.
 
-`python -m meta_train.step_size.fit --folder runs/step_size` writes
-`learned-step.safetensors` there.
+`python -m meta_train.step_size.fit --folder runs/step_size` reads all files
+`outcomes*.jsonl` there, also compressed ones (.gz). It writes
+`learned-step.safetensors`, prints a table and writes it to `compare.json`. Features are
+cached in `features.jsonl`. Gains are 100 x the fall of log validation loss against the
+base rule, means over two seeds; their errors are standard errors over trainings.
 """
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from harness import cli
-from meta_train.step_size.compare import Config, fitted_reach
-from meta_train.step_size.models import Settings, fitted
-from meta_train.step_size.outcomes import read_data
-from ngopt.learned_step.predictor import LearnedStep
+from harness.files import write_json
+from harness.tables import text_table
+from meta_train.step_size.models import Settings, fitted, utility
+from meta_train.step_size.outcomes import Data, gains_at, read_data
+from ngopt.learned_step.predictor import (
+    MAX_LOG2,
+    NEGLIGIBLE,
+    LearnedStep,
+    StepPredictor,
+)
 from ngopt.pretrained import save_pretrained
 from ngopt.soap.soap import Soap
+
+FOLDS = 10
+SHORT, LONG = 400, 1000  # steps: at most, at least
+LIMITS = 2, 5, 15  # percent
+GROUPS: dict[str, tuple[str, ...]] = {
+    "dense": ("mlp", "few", "linear"),
+    "images, sounds, distances": ("function",),
+    "equations": ("solver",),
+    "games": ("game",),
+    "tables": ("factors", "bag"),
+    "transformers": ("vit", "gpt"),
+    "convolutions": ("cnn", "strided cnn"),
+    "autoencoders": ("autoencoder",),
+    "deep": ("deep mlp",),
+    "gates": ("gated",),
+}
+"""Families that are left out together."""
+REACHES = 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, math.inf
+
+Row = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command line. folder: of the outcomes."""
+
+    folder: str = "runs/step_size"
 
 
 def main(config: Config) -> None:
     folder = Path(config.folder)
     data = read_data(folder)
-    settings = replace(Settings(), reach=fitted_reach(data, Settings()))
+    print(f"{len(data.steps)} trainings of {len(set(data.kinds))} kinds", flush=True)
+    chosen = replace(Settings(), reach=fitted_reach(data, Settings()))
     stage = {
         "program": "python -m meta_train.step_size.fit",
-        "trainings": len(data.trainings),
+        "trainings": len(data.steps),
     }
-    multiplier = LearnedStep(fitted(data, settings), {"stages": [stage]})
+    multiplier = LearnedStep(fitted(data, chosen), {"stages": [stage]})
     path = folder / "learned-step.safetensors"
     save_pretrained(Soap(multiplier=multiplier), path)
-    print(f"written: '{path}'")
+    print(f"written: '{path}'", flush=True)
+    rows = compared(data, chosen)
+    print(text_table([formatted(row) for row in rows]))
+    write_json(folder / "compare.json", {"trainings": len(data.steps), "rows": rows})
+
+
+def compared(data: Data, chosen: Settings) -> list[Row]:
+    """A row for each model, with kinds left out; then for each group of families."""
+    rows = [row_of("the rule", np.zeros(len(data.steps)), data.steps)]
+    for label, own in {
+        "as written": chosen,
+        "any distance": replace(chosen, reach=math.inf),
+        "no caution": replace(chosen, caution=(0.0, 0.0)),
+        "twice the caution": replace(chosen, caution=(1.0, 2.0)),
+        "one network": replace(chosen, members=1),
+    }.items():
+        gains = left_out(data, own, folds(data.kinds))
+        rows.append(row_of(label, gains, data.steps))
+    number = groups(data)
+    gains = left_out(data, chosen, number)
+    for group, name in enumerate(GROUPS):
+        part = number == group
+        if part.any():
+            rows.append(row_of(f"left out: {name}", gains[part], data.steps[part]))
+    return rows
+
+
+def fitted_reach(data: Data, settings: Settings) -> float:
+    """The reach with the best utility for families that are left out."""
+    number = groups(data)
+    totals = np.zeros(len(REACHES))
+    for group in set(number):
+        predictor = fitted(data.at(number != group), settings)
+        part = data.at(number == group)
+        for i, reach in enumerate(REACHES):
+            near = predictor._replace(reach=torch.tensor(reach))
+            gains = torch.tensor(predicted_gains(near, part))
+            totals[i] += float(utility(gains).sum())
+    print(f"utility by reach: {dict(zip(REACHES, totals.round(), strict=True))}")
+    return REACHES[int(totals.argmax())]
+
+
+def left_out(data: Data, settings: Settings, number: np.ndarray) -> np.ndarray:
+    """Gains (n,) in percent, by predictors that are fitted without their own number.
+
+    number: of a fold, (n,).
+    """
+    gains = np.zeros(len(number))
+    for fold in set(number):
+        predictor = fitted(data.at(number != fold), settings)
+        gains[number == fold] = predicted_gains(predictor, data.at(number == fold))
+    return gains
+
+
+def predicted_gains(predictor: StepPredictor, data: Data) -> np.ndarray:
+    """Gains (n,) in percent with named parameters, means over seeds."""
+    gains = []
+    for seed in range(data.x.shape[2]):
+        predicted = applied(predictor.predict(torch.tensor(data.x[:, 0, seed]).float()))
+        measured = torch.tensor(data.gains[:, :, seed]).float()
+        gains.append(gains_at(predicted, measured).numpy())
+    return 100 * np.mean(gains, 0)
+
+
+def applied(predicted: Tensor) -> Tensor:
+    """The predictions (n, 2) within the limits of factors."""
+    log_factor, slope = predicted.clamp(-MAX_LOG2, MAX_LOG2).unbind(1)
+    slope = slope.abs().minimum(MAX_LOG2 - log_factor.abs()) * slope.sign()
+    both = torch.stack((log_factor, slope), 1)
+    is_negligible = both.abs().sum(1, keepdim=True) <= NEGLIGIBLE
+    return torch.where(is_negligible, 0.0, both)
+
+
+def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
+    """The fold of each training, (n,); a kind is in one fold."""
+    names, codes = np.unique(kinds, return_inverse=True)
+    order = np.random.RandomState(0).permutation(len(names))
+    return order[codes] % count
+
+
+def groups(data: Data) -> np.ndarray:
+    """Number of the group of each training, (n,)."""
+    numbers = {}
+    for number, families in enumerate(GROUPS.values()):
+        numbers |= dict.fromkeys(families, number)
+    return np.array([numbers[x.family] for x in data.trainings])
+
+
+def row_of(label: str, gains: np.ndarray, steps: np.ndarray) -> Row:
+    """The row of gains in percent, (n,). steps: of the trainings, (n,)."""
+    row: Row = {"model": label, "trainings": len(gains)}
+    everything = np.ones(len(gains), dtype=bool)
+    is_short, is_long = steps <= SHORT, steps >= LONG
+    parts = {"all": everything, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
+    for name, part in parts.items():
+        own = gains[part]
+        count = max(len(own), 1)
+        row[name] = float(own.sum() / count)
+        row[f"{name} error"] = float(own.std() / count**0.5) if len(own) else 0.0
+    for limit in LIMITS:
+        row[f"worse by {limit} %"] = 100 * float((gains < -limit).mean())
+    row["changed"] = 100 * float((gains != 0).mean())
+    return row
+
+
+def formatted(row: Row) -> dict[str, str]:
+    """Cells of the printed table."""
+    cells = {}
+    for name, value in row.items():
+        if name.endswith(" error"):
+            continue
+        cells[name] = value if isinstance(value, str) else f"{value:.1f}"
+        if f"{name} error" in row:
+            cells[name] = f"{value:.1f} +- {row[f'{name} error']:.1f}"
+    return cells
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call
 
-from meta_train.step_size.networks import NetworkSettings, mlp_between
+from meta_train.problems.situations.games import energy_distance
+from meta_train.step_size.networks import NetworkSettings, mlp_between, slopes
 from meta_train.step_size.sources import Examples, Source
 
 
@@ -36,16 +37,12 @@ class Players(nn.Module):
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
         fixed = functional_call(self.critic, weights, (fake,))
         points = fake.detach()
-        slopes = torch.zeros_like(fixed)
+        squares = torch.zeros_like(fixed)
         if self.training:
-            slopes = self._slopes(real) + self._slopes(points)
+            for x in (real, points):
+                squares = squares + slopes(self.critic, x).square().sum(1, keepdim=True)
         logits = self.critic(real), self.critic(points), fixed
-        return torch.cat((*logits, slopes, fake), 1)
-
-    def _slopes(self, points: Tensor) -> Tensor:
-        """Squared gradients of the critic at points, (b, 1)."""
-        slopes = grad(lambda x: self.critic(x).sum())(points)
-        return slopes.square().sum(1, keepdim=True)
+        return torch.cat((*logits, squares, fake), 1)
 
 
 def modes(source: Source) -> Examples:
@@ -66,20 +63,11 @@ def game(outputs: Tensor, points: Tensor, penalty: float) -> Tensor:
 
     These are R1 and R2 of Mescheder et al. 2018, times half of `penalty`.
     """
-    real, fake, fixed, slopes = outputs[:, :4].unbind(1)
-    critic = F.softplus(-real) + F.softplus(fake) + 0.5 * penalty * slopes
+    real, fake, fixed, squares = outputs[:, :4].unbind(1)
+    critic = F.softplus(-real) + F.softplus(fake) + 0.5 * penalty * squares
     return (critic + F.softplus(-fixed)).mean()
 
 
 def distance(outputs: Tensor, points: Tensor) -> Tensor:
-    """Energy distance (Szekely and Rizzo 2013) of generated and real points."""
-    fake = outputs[:, 4:]
-    between = _mean_distance(fake, points)
-    within = _mean_distance(fake, fake) + _mean_distance(points, points)
-    return 2 * between - within
-
-
-def _mean_distance(x: Tensor, y: Tensor) -> Tensor:
-    differences = x.unsqueeze(1) - y.unsqueeze(0)
-    squares = differences.square().sum(2)
-    return (squares + 1e-12).sqrt().mean()
+    """Energy distance of generated and real points."""
+    return energy_distance(outputs[:, 4:], points)

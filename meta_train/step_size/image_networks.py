@@ -1,6 +1,8 @@
 """Small networks of gray images."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +19,17 @@ PATCH = 4  # side of a patch in pixels
 PATCHES = 9  # of an image of 14x14 pixels
 
 
-def channel_norm(name: str, width: int) -> nn.Module:
-    """A norm of images (b, width, rows, columns)."""
-    if name == "batch":
-        return nn.BatchNorm2d(width, track_running_stats=False)
-    if name == "group":
-        return nn.GroupNorm(math.gcd(GROUPS, width), width)
-    return nn.Identity()
+CHANNEL_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": nn.Identity,
+    "batch": partial(nn.BatchNorm2d, track_running_stats=False),
+    "group": lambda width: nn.GroupNorm(math.gcd(GROUPS, width), width),
+}
+"""Norms of images (b, width, rows, columns)."""
 
 
 def _convolution(channels: int, s: NetworkSettings) -> Layer:
     linear = nn.Conv2d(channels, s.width, 3, padding=1)
-    norm = channel_norm(s.norm, s.width)
+    norm = CHANNEL_NORMS[s.norm](s.width)
     skip = s.skip and channels == s.width
     return Layer(linear, norm, s.act(), skip)
 
@@ -42,38 +43,8 @@ def cnn(s: NetworkSettings) -> nn.Sequential:
         if i < 2:
             layers.append(nn.MaxPool2d(2))
         channels = s.width
-    return layers.extend(pooled_head(s))
-
-
-def pooled_head(s: NetworkSettings) -> list[nn.Module]:
-    """Predicts from the mean of all pixels."""
     linear = nn.Linear(s.width, s.task.outputs)
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
-
-
-class Separable(nn.Module):
-    """A depthwise and a pointwise convolution (Howard et al. 2017)."""
-
-    def __init__(self, s: NetworkSettings):
-        super().__init__()
-        self.depthwise = nn.Conv2d(s.width, s.width, 3, padding=1, groups=s.width)
-        self.pointwise = nn.Conv2d(s.width, s.width, 1)
-        self.norm = channel_norm(s.norm, s.width)
-        self.act = s.act()
-        self.skip = s.skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.pointwise(self.depthwise(x))
-        y = self.act(self.norm(y))
-        return x + y if self.skip else y
-
-
-def separable_cnn(s: NetworkSettings) -> nn.Sequential:
-    """A strided convolution and `depth` separable ones."""
-    layers = nn.Sequential(nn.Conv2d(1, s.width, 3, 2, padding=1))
-    for _ in range(s.depth):
-        layers.append(Separable(s))
-    return layers.extend(pooled_head(s))
+    return layers.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear])
 
 
 def strided_cnn(s: NetworkSettings) -> nn.Sequential:
@@ -83,7 +54,7 @@ def strided_cnn(s: NetworkSettings) -> nn.Sequential:
     for i in range(s.depth):
         width = s.width << i
         layers.append(nn.Conv2d(channels, width, 3, 2, padding=1))
-        layers.append(channel_norm(s.norm, width))
+        layers.append(CHANNEL_NORMS[s.norm](width))
         layers.append(s.act())
         channels, side = width, (side + 1) // 2
     layers.append(nn.Flatten())

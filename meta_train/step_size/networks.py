@@ -42,7 +42,7 @@ SINES = [name for name in ACTIVATIONS if name.startswith("sine")]
 class NetworkSettings(NamedTuple):
     """What a network is built from.
 
-    norm: a name of `feature_norm` or `channel_norm`. fused: queries, keys and values
+    norm: in `FEATURE_NORMS` or `CHANNEL_NORMS`. fused: queries, keys and values
     are one matrix.
     """
 
@@ -59,15 +59,13 @@ class NetworkSettings(NamedTuple):
         return self.task.inputs[0].numel()
 
 
-def feature_norm(name: str, width: int) -> nn.Module:
-    """A norm of features (..., width)."""
-    if name == "layer":
-        return nn.LayerNorm(width)
-    if name == "rms":
-        return nn.RMSNorm(width)
-    if name == "batch":
-        return nn.BatchNorm1d(width, track_running_stats=False)
-    return nn.Identity()
+FEATURE_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": nn.Identity,
+    "layer": nn.LayerNorm,
+    "rms": nn.RMSNorm,
+    "batch": partial(nn.BatchNorm1d, track_running_stats=False),
+}
+"""Norms of features (..., width)."""
 
 
 class Layer(nn.Module):
@@ -87,7 +85,7 @@ class Layer(nn.Module):
 
 def _dense(inputs: int, s: NetworkSettings) -> Layer:
     linear = nn.Linear(inputs, s.width)
-    norm = feature_norm(s.norm, s.width)
+    norm = FEATURE_NORMS[s.norm](s.width)
     skip = s.skip and inputs == s.width
     return Layer(linear, norm, s.act(), skip)
 
@@ -98,6 +96,11 @@ def mlp(s: NetworkSettings) -> nn.Sequential:
     if isinstance(activation, Sine):
         initialize_siren(model, activation.frequency)
     return model
+
+
+def slopes(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Gradients (b, d) of a function with respect to its points (b, d)."""
+    return grad(lambda x: function(x).sum())(points)
 
 
 class Solver(nn.Module):
@@ -116,12 +119,9 @@ class Solver(nn.Module):
             return self._function(points)
         total = torch.zeros_like(points[:, :1])
         for i in range(points.shape[1]):
-            second = grad(lambda x, i=i: self._slopes(x)[:, i].sum())(points)
-            total = total + second[:, i : i + 1]
+            first = lambda x, i=i: slopes(self._function, x)[:, i]  # noqa: E731
+            total = total + slopes(first, points)[:, i : i + 1]
         return total
-
-    def _slopes(self, points: Tensor) -> Tensor:
-        return grad(lambda x: self._function(x).sum())(points)
 
     def _function(self, points: Tensor) -> Tensor:
         bump = (4 * points * (1 - points)).prod(1, keepdim=True)
@@ -155,7 +155,7 @@ class GatedLayer(nn.Module):
 
     def __init__(self, inputs: int, s: NetworkSettings):
         super().__init__()
-        self.norm = feature_norm(s.norm, inputs)
+        self.norm = FEATURE_NORMS[s.norm](inputs)
         self.gate = nn.Linear(inputs, s.width)
         self.value = nn.Linear(inputs, s.width)
         self.act = s.act()
@@ -207,8 +207,8 @@ class Block(nn.Module):
     def __init__(self, s: NetworkSettings, causal: bool):
         super().__init__()
         self.attention = Attention(s, causal)
-        self.first_norm = feature_norm(s.norm, s.width)
-        self.second_norm = feature_norm(s.norm, s.width)
+        self.first_norm = FEATURE_NORMS[s.norm](s.width)
+        self.second_norm = FEATURE_NORMS[s.norm](s.width)
         self.up = nn.Linear(s.width, 4 * s.width)
         self.act = s.act()
         self.down = nn.Linear(4 * s.width, s.width)
@@ -237,7 +237,7 @@ class WordHead(nn.Module):
 
     def __init__(self, s: NetworkSettings):
         super().__init__()
-        self.norm = feature_norm(s.norm, s.width)
+        self.norm = FEATURE_NORMS[s.norm](s.width)
         self.linear = nn.Linear(s.width, s.task.outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

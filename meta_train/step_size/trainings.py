@@ -1,9 +1,9 @@
 """Random trainings: a network, a task, initial weights, a batch size and a horizon."""
 
-import csv
+import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -18,17 +18,15 @@ from meta_train.step_size.networks import ACTIVATIONS, SINES, NetworkSettings
 from meta_train.step_size.sources import Task
 from meta_train.step_size.tasks import EXACT, make_task
 
-Build = Callable[[NetworkSettings], nn.Module]
-
 
 class Family(NamedTuple):
-    """A row of `families.csv`. weight: how often it is drawn, relative to others.
+    """A row of `families.json`. weight: how often it is drawn, relative to others.
 
-    An entry that is repeated in a column is drawn more often. Depths and widths are
-    ranges. Networks are names of functions of `NetworkSettings`.
+    An entry that is repeated is drawn more often. Depths and widths are ranges.
+    network: name of a function of `NetworkSettings`.
     """
 
-    build: Build
+    network: str
     weight: float
     tasks: list[str]
     norms: list[str]
@@ -37,29 +35,9 @@ class Family(NamedTuple):
     activations: list[str]
 
 
-def read_families() -> dict[str, Family]:
-    builders = vars(networks) | vars(image_networks) | vars(games)
-    found = {}
-    with Path(__file__).with_name("families.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            found[row["family"]] = Family(
-                builders[row["network"]],
-                float(row["weight"]),
-                row["tasks"].split("|"),
-                row["norms"].split("|"),
-                _range(row["depths"]),
-                _range(row["widths"]),
-                row["activations"].split("|"),
-            )
-    return found
-
-
-def _range(cell: str) -> tuple[int, int]:
-    low, high = cell.split()
-    return int(low), int(high)
-
-
-FAMILIES = read_families()
+NETWORKS = vars(networks) | vars(image_networks) | vars(games)
+TABLE = json.loads(Path(__file__).with_name("families.json").read_text())
+FAMILIES = {name: Family(**row) for name, row in TABLE.items()}
 
 
 @dataclass(frozen=True)
@@ -107,7 +85,7 @@ class Training:
             fused=self.seed % 2 == 0,
         )
         with seeded(self.seed, 2, seed):
-            model = FAMILIES[self.family].build(settings)
+            model = NETWORKS[FAMILIES[self.family].network](settings)
             initialize(model, self.weights)
         return model
 
@@ -121,17 +99,23 @@ class Training:
         return torch.randint(count, (self.batch,), generator=generator)
 
 
+INITIALIZERS = {
+    "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "xavier": nn.init.xavier_normal_,
+    "small": partial(nn.init.normal_, std=0.02),
+    "orthogonal": nn.init.orthogonal_,
+    "large": lambda weight: weight.mul_(2.0),  # PyTorch's weights
+    "tiny": lambda weight: weight.mul_(0.3),
+}
 COMMON = ["torch"] * 8 + ["he"] * 2 + ["xavier"] * 2 + ["small"] * 2
 WEIGHTS = [*COMMON, "orthogonal", "large", "tiny", "zero head"]  # initial weights
 UNBIASED = "he", "xavier", "small"  # with biases of zero
-SCALES = {"large": 2.0, "tiny": 0.3}  # of PyTorch's weights
 # Multiplications of one copy at most: usually, and if it is long or has full batches.
 WORK, MUCH_WORK = 8e8, 8e9
 LONG = 1000  # steps
 SMALL_BATCH = 8
 GAME_STEPS = 150, 1500
 MIN_STEPS = 20  # steps
-MAX_FACTOR_ROWS = 1024  # of a Kronecker factor
 
 
 def draw(seed: int) -> Training:
@@ -153,10 +137,8 @@ def _work(training: Training) -> float:
         model(inputs)
     work = 3 * counter.get_total_flops() / 2  # forward and backward
     for p in model.parameters():
-        if p.dim() > 1:
-            rows, columns = len(p), p[0].numel()
-            sides = [side for side in (rows, columns) if side <= MAX_FACTOR_ROWS]
-            work += 4 * p.numel() * sum(sides)
+        if p.dim() > 1:  # products with eigenbases
+            work += 4 * p.numel() * (len(p) + p[0].numel())
     return work * training.steps
 
 
@@ -213,38 +195,23 @@ def _steps(rng: Random) -> int:
     return _log_uniform(rng, 20, 600)
 
 
+@torch.no_grad()
 def initialize(model: nn.Module, name: str) -> None:
-    """Draws the matrices of a network anew."""
-    if name == "torch":
-        return
-    matrices = []
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            matrices.append(module)
-    if not matrices:
-        return
-    if name == "zero head":
+    """Draws the matrices of a network anew, and small ones also in tables."""
+    modules = list(model.modules())
+    matrices = [x for x in modules if isinstance(x, nn.Linear | nn.Conv2d)]
+    if name == "zero head" and matrices:
         nn.init.zeros_(matrices[-1].weight)
+    if name not in INITIALIZERS:
         return
     for module in matrices:
-        weight, bias = module.weight, module.bias
-        if name == "he":
-            nn.init.kaiming_normal_(weight, nonlinearity="relu")
-        elif name == "xavier":
-            nn.init.xavier_normal_(weight)
-        elif name == "small":
-            nn.init.normal_(weight, std=0.02)
-        elif name == "orthogonal":
-            nn.init.orthogonal_(weight)
-        else:
-            with torch.no_grad():
-                weight.mul_(SCALES[name])
-        if bias is not None and name in UNBIASED:
-            nn.init.zeros_(bias)
+        INITIALIZERS[name](module.weight)
+        if module.bias is not None and name in UNBIASED:
+            nn.init.zeros_(module.bias)
     if name == "small":
-        for module in model.modules():
+        for module in modules:
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                INITIALIZERS[name](module.weight)
 
 
 def first_gradients(

@@ -1,16 +1,12 @@
 """Tasks whose inputs are vectors."""
 
 import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_train.problems.supervised import pinball_loss
 from meta_train.step_size.sources import Examples, Source
-
-LEVELS = 0.05, 0.25, 0.5, 0.75, 0.95  # quantiles
 
 
 def clusters(source: Source) -> Examples:
@@ -75,16 +71,6 @@ def curve(source: Source) -> Examples:
     angles = x @ waves + phases
     y = angles.sin().sum(1, keepdim=True) / 2
     return Examples(x, source.with_noise(y), F.mse_loss, 1)
-
-
-def quantiles(source: Source) -> Examples:
-    """Quantiles of a number whose spread depends on the inputs."""
-    size = source.choice([4, 16])
-    x = source.normal(source.examples, size)
-    mean, log_spread = _taught(source, x, 2).unbind(1)
-    y = mean + 0.5 * log_spread.exp() * source.normal(source.examples)
-    loss = partial(pinball_loss, quantiles=LEVELS)
-    return Examples(x, y.unsqueeze(1), loss, len(LEVELS))
 
 
 def sound(source: Source) -> Examples:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from harness.files import append_line, read_json, read_lines
-from meta_train.step_size import check, compare, fit
-from meta_train.step_size.compare import applied, fitted_reach, folds, left_out
+from meta_train.step_size import check, fit
+from meta_train.step_size.fit import applied, fitted_reach, folds, left_out
 from meta_train.step_size.models import Settings, fitted, utility
 from meta_train.step_size.outcomes import (
     Data,
@@ -116,7 +116,7 @@ def test_predictions_are_applied_within_their_limits():
 
 
 def test_every_family_is_in_one_group():
-    families = list(chain.from_iterable(compare.GROUPS.values()))
+    families = list(chain.from_iterable(fit.GROUPS.values()))
     assert sorted(families) == sorted(FAMILIES)
 
 
@@ -161,8 +161,8 @@ def test_a_folder_without_outcomes_is_refused(tmp_path):
 
 
 def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "FOLDS", 2)
-    compare.main(compare.Config(str(folder)))
+    monkeypatch.setattr(fit, "FOLDS", 2)
+    fit.main(fit.Config(str(folder)))
     printed = capsys.readouterr().out
     assert "6 trainings of 6 kinds" in printed and "the rule" in printed
     rows = read_json(folder / "compare.json", "comparison")["rows"]
@@ -172,7 +172,7 @@ def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
 
 
 def test_the_fitted_predictor_is_written_and_checked(folder, monkeypatch, capsys):
-    fit.main(compare.Config(str(folder)))
+    fit.main(fit.Config(str(folder)))
     path = folder / "learned-step.safetensors"
     rule = load_pretrained(path)
     assert rule.config == load_pretrained().config
