@@ -20,6 +20,7 @@ from meta_train.training.rules import WeightedRule
 from ngopt import NeuralGraph, NGOptimizer, build_graph, load_pretrained
 from ngopt.functional import BoundRule, Hyper, update_all
 from tests.golden.networks import NETWORKS, Mixture, Table, loss_of, network
+from tests.predictors import learned, random_predictor
 
 STEPS = 20
 METANETS = "ff", "lstm", "nfn", "ng-gnn", "ng-t"
@@ -280,9 +281,9 @@ def cases(dtype: str) -> list[Case | Unroll]:
     for name in (*SIX, "wide"):
         made.append(Case(f"{name}, horizon", name, HORIZON))
         made.append(Case(f"{name}, no horizon", name))
-    learned = {"rule": "learned-step", **HORIZON}
+    factors = {"rule": learned(random_predictor(1.0)), **HORIZON}
     for name in SIX:
-        made.append(Case(f"{name}, learned-step", name, learned))
+        made.append(Case(f"{name}, learned-step", name, factors))
     cosine = scheduler(lambda opt: CosineAnnealingLR(opt, STEPS))
     warmup = scheduler(lambda opt: LambdaLR(opt, lambda t: min(1, t / 5)))
     plateau = scheduler(lambda opt: ReduceLROnPlateau(opt, patience=2))
@@ -304,7 +305,7 @@ def cases(dtype: str) -> list[Case | Unroll]:
         Case("resumed", "gpt", HORIZON, resume),
         Case("resumed without horizon", "mixture", before=resume),
         Case("resumed, traced", "vit", HORIZON, resume),
-        Case("resumed, learned-step", "cnn", learned, resume),
+        Case("resumed, learned-step", "cnn", factors, resume),
         Case("longer horizon", "mlp", HORIZON, lengthen),
         Case("long horizon", "lstm", long),
         Case("beyond the horizon", "cnn", short),
