@@ -5,7 +5,6 @@ training to `runs/step_size/outcomes.jsonl`. Trainings that are there already ar
 out: it resumes, and several processes can share the work by different numbers.
 """
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.files import append_line, make_folder, read_lines
-from meta_train.step_size.copies import MULTIPLIERS, SEEDS, Factors, measured
+from meta_train.step_size.copies import MULTIPLIERS, Factors, measured
 from meta_train.step_size.trainings import Training, draw
 from ngopt import build_graph
 from ngopt.learned_step.features import layer_positions
@@ -80,11 +79,9 @@ def measured_record(training: Training, variants: Mapping[str, Factors]) -> Reco
     return {
         **asdict(training),
         "kind": training.kind,
-        "seeds": SEEDS,
         "first": numbers(outcome.first),
         "validation": numbers(outcome.validation),
         "torch": torch.__version__,
-        "machine": platform.machine(),
         "variants": list(variants),
         "seconds": round(perf_counter() - start, 2),
     }

@@ -96,19 +96,13 @@ class Copies:
         outputs = functional_call(self._template, tuple(state), (inputs,))
         return function(outputs, targets)
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        task = self.training.task
+    def step(self, step: int) -> None:
+        task, params = self.training.task, self._rows
         chosen = [self.training.indices(seed, step) for seed in SEEDS]
         indices = torch.stack(chosen).repeat(self._variants, 1)
-        return task.inputs[indices], task.targets[indices]
-
-    def _grads(self, step: int) -> list[Tensor]:
-        """Gradients of the parameters of all copies, as `_by_copy`."""
-        grads = self._gradients(self._params, self._buffers, *self._batch(step))
-        return _by_copy(list(grads.values()))
-
-    def step(self, step: int) -> None:
-        rows, params = self._grads(step), self._rows
+        batches = task.inputs[indices], task.targets[indices]
+        grads = self._gradients(self._params, self._buffers, *batches)
+        rows = _by_copy(list(grads.values()))
         with torch.no_grad():
             for changes in self._rule.update(
                 rows, self._state, params, self._hyper, in_place=True
@@ -119,19 +113,15 @@ class Copies:
     def validation_loss(self) -> Tensor:
         """Of all copies, (copies,)."""
         task = self.training.task
-        x = task.validation_inputs
-        y = task.validation_targets
         score = partial(self._evaluate, task.score)
         evaluate = vmap(score, (0, 0, None, None), randomness="different")
         self._template.eval()
-        losses = evaluate(self._params, self._buffers, x, y)
+        examples = task.validation_inputs, task.validation_targets
+        losses = evaluate(self._params, self._buffers, *examples)
         self._template.train()
         return losses
 
 
 def _by_copy(stacks: Sequence[Tensor]) -> list[Tensor]:
     """The rows of all stacks for the first copy, then for the second, ..."""
-    rows = []
-    for i in range(len(stacks[0])):
-        rows += [stack[i] for stack in stacks]
-    return rows
+    return [stack[i] for i in range(len(stacks[0])) for stack in stacks]

@@ -72,8 +72,7 @@ class Patches(nn.Module):
         self.positions = nn.Parameter(PLACES * torch.randn(PATCHES, s.width))
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.project(x).flatten(2)
-        return patches.mT + self.positions
+        return self.project(x).flatten(2).mT + self.positions
 
 
 class MeanHead(nn.Module):
@@ -85,10 +84,8 @@ class MeanHead(nn.Module):
         self.linear = nn.Linear(s.width, s.task.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x).mean(1)
-        return self.linear(x)
+        return self.linear(self.norm(x).mean(1))
 
 
 def vit(s: NetworkSettings) -> nn.Sequential:
-    embed, head = Patches(s), MeanHead(s)
-    return nn.Sequential(embed, transformer_blocks(s, causal=False), head)
+    return nn.Sequential(Patches(s), transformer_blocks(s, causal=False), MeanHead(s))

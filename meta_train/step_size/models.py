@@ -18,10 +18,8 @@ from ngopt.learned_step.features import FEATURES, LOG_STEPS
 from ngopt.learned_step.predictor import StepPredictor
 
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
-LEARNING_RATE = 0.02  # of Adam, decays to 2 %
-LAST_RATE = 0.02
+LEARNING_RATE, LAST_SHARE = 0.02, 0.02  # of Adam; it decays to this share
 LEAST_SCALE = 1e-2  # of features that hardly vary
-HEADS = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def _trained(
     names = "hidden", "hidden_bias", "output", "output_bias"
     params = [getattr(predictor, name).requires_grad_() for name in names]
     opt = torch.optim.Adam(params, LEARNING_RATE)
-    falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, LAST_RATE, settings.steps)
+    falling = torch.optim.lr_scheduler.LinearLR(opt, 1.0, LAST_SHARE, settings.steps)
     repeated = gains.repeat(settings.members, 1)
     for _ in range(settings.steps):
         outputs = predictor.networks(inputs).flatten(0, 1)
@@ -114,6 +112,6 @@ def _initial(inputs: int, settings: Settings) -> Sequence[Tensor]:
     hidden = torch.rand(members, inputs, width, generator=generator)
     bias = torch.rand(members, 1, width, generator=generator)
     bound = inputs**-0.5
-    output = torch.zeros(members, width, HEADS)
-    output_bias = torch.zeros(members, 1, HEADS)
+    output = torch.zeros(members, width, 2)
+    output_bias = torch.zeros(members, 1, 2)
     return bound * (2 * hidden - 1), bound * (2 * bias - 1), output, output_bias

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sine 10": partial(Sine, 10.0),
     "sine 30": partial(Sine, 30.0),
 }
-SINES = [name for name in ACTIVATIONS if name.startswith("sine")]
 
 
 class NetworkSettings(NamedTuple):
@@ -137,17 +137,12 @@ def mlp_between(inputs: int, outputs: int, s: NetworkSettings) -> nn.Sequential:
 
 def autoencoder(s: NetworkSettings) -> nn.Sequential:
     """Hidden layers whose widths halve and then double."""
-    widths = []
-    for i in range((s.depth + 1) // 2):
-        widths.append(max(4, s.width >> i))
+    widths = [max(4, s.width >> i) for i in range((s.depth + 1) // 2)]
     widths += widths[-2::-1]
     layers = nn.Sequential(nn.Flatten())
-    before = s.inputs
-    for width in widths:
-        own = s._replace(width=width, skip=False)
-        layers.append(_dense(before, own))
-        before = width
-    return layers.append(nn.Linear(before, s.inputs))
+    for before, width in pairwise([s.inputs, *widths]):
+        layers.append(_dense(before, s._replace(width=width, skip=False)))
+    return layers.append(nn.Linear(widths[-1], s.inputs))
 
 
 class GatedLayer(nn.Module):

@@ -1,7 +1,7 @@
 """The measured outcomes of random trainings, and their features, as arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,10 +54,8 @@ class Data:
 
     def at(self, chosen: np.ndarray) -> "Data":
         """The trainings with these indices, or where this is true."""
-        trainings = np.array(self.trainings, dtype=object)[chosen]
-        return replace(
-            self, trainings=list(trainings), gains=self.gains[chosen], x=self.x[chosen]
-        )
+        trainings = list(np.array(self.trainings, dtype=object)[chosen])
+        return Data(trainings, self.gains[chosen], self.x[chosen])
 
 
 def read_data(folder: Path) -> Data:

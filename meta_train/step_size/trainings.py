@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
 from meta_train.step_size import games, image_networks, networks
-from meta_train.step_size.networks import ACTIVATIONS, SINES, NetworkSettings
+from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
 from meta_train.step_size.sources import Task
 from meta_train.step_size.tasks import EXACT, make_task
 
@@ -75,15 +75,9 @@ class Training:
 
     def build(self, seed: int) -> nn.Module:
         """The network with new weights."""
-        settings = NetworkSettings(
-            self.task,
-            self.depth,
-            self.width,
-            ACTIVATIONS[self.activation],
-            self.norm,
-            self.skip,
-            fused=self.seed % 2 == 0,
-        )
+        act, fused = ACTIVATIONS[self.activation], self.seed % 2 == 0
+        sizes = self.depth, self.width
+        settings = NetworkSettings(self.task, *sizes, act, self.norm, self.skip, fused)
         with seeded(self.seed, 2, seed):
             model = NETWORKS[FAMILIES[self.family].network](settings)
             initialize(model, self.weights)
@@ -112,9 +106,8 @@ WEIGHTS = [*COMMON, "orthogonal", "large", "tiny", "zero head"]  # initial weigh
 UNBIASED = "he", "xavier", "small"  # with biases of zero
 # Multiplications of one copy at most: usually, and if it is long or has full batches.
 WORK, MUCH_WORK = 8e8, 8e9
-LONG = 1000  # steps
+LONG_STEPS = 1000, 1500, 2000, 3000
 SMALL_BATCH = 8
-GAME_STEPS = 150, 1500
 MIN_STEPS = 20  # steps
 
 
@@ -122,7 +115,7 @@ def draw(seed: int) -> Training:
     """The training of a seed, in smaller batches or fewer steps if it would be long."""
     training = _drawn(seed)
     is_exact = training.task_name in EXACT
-    most = MUCH_WORK if is_exact or training.steps >= LONG else WORK
+    most = MUCH_WORK if is_exact or training.steps >= LONG_STEPS[0] else WORK
     while not is_exact and training.batch > SMALL_BATCH and _work(training) > most:
         training = replace(training, batch=training.batch // 2)
     steps = int(most / _work(replace(training, steps=1)))
@@ -163,9 +156,11 @@ def _drawn(seed: int) -> Training:
     if norm == "batch":
         batch = max(batch, 16)
     activation = rng.choice(family.activations)
-    steps = _steps(rng)
+    # mostly short, since they are cheap
+    is_long = rng.random() < 0.1
+    steps = rng.choice(LONG_STEPS) if is_long else _log_uniform(rng, 20, 600)
     if name == "game":  # in fewer steps nothing is learned
-        steps = _log_uniform(rng, *GAME_STEPS)
+        steps = _log_uniform(rng, 150, 1500)
         batch = max(batch, 64)
     return Training(
         seed=seed,
@@ -174,7 +169,7 @@ def _drawn(seed: int) -> Training:
         activation=activation,
         norm=norm,
         skip=rng.random() < 0.4,
-        weights="torch" if activation in SINES else rng.choice(WEIGHTS),
+        weights="torch" if "sine" in activation else rng.choice(WEIGHTS),
         depth=depth,
         width=width,
         batch=batch,
@@ -186,13 +181,6 @@ def _drawn(seed: int) -> Training:
 
 def _log_uniform(rng: Random, low: int, high: int) -> int:
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
-
-
-def _steps(rng: Random) -> int:
-    """Mostly short, since they are cheap; some have 1,000 steps or more."""
-    if rng.random() < 0.1:
-        return rng.choice([1000, 1500, 2000, 3000])
-    return _log_uniform(rng, 20, 600)
 
 
 @torch.no_grad()

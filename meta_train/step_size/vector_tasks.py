@@ -1,6 +1,7 @@
 """Tasks whose inputs are vectors."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -105,19 +106,13 @@ def poisson(source: Source) -> Examples:
     sines = (math.pi * points[:, None] * waves).sin().prod(2) * amplitudes
     laplacian = -(math.pi**2) * (sines @ waves.square().sum(1).float())
     targets = torch.stack((laplacian, sines.sum(1)), 1)
-    return Examples(points, targets, residual_loss, 1, solution_loss)
+    loss, score = (partial(relative_loss, column=column) for column in (0, 1))
+    return Examples(points, targets, loss, 1, score)
 
 
-def residual_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _relative_loss(outputs[:, 0], targets[:, 0])
-
-
-def solution_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _relative_loss(outputs[:, 0], targets[:, 1])
-
-
-def _relative_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.mse_loss(outputs, targets) / targets.square().mean()
+def relative_loss(outputs: Tensor, targets: Tensor, column: int) -> Tensor:
+    y = targets[:, column]
+    return F.mse_loss(outputs[:, 0], y) / y.square().mean()
 
 
 def few_numbers(source: Source) -> Examples:

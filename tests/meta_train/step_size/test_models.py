@@ -160,8 +160,13 @@ def test_a_folder_without_outcomes_is_refused(tmp_path):
         read_data(tmp_path)
 
 
-def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
+@pytest.fixture
+def quick(monkeypatch):
     monkeypatch.setattr(fit, "FOLDS", 2)
+    monkeypatch.setattr(fit, "Settings", lambda: replace(QUICK, steps=60))
+
+
+def test_the_comparison_is_printed_and_written(folder, quick, capsys):
     fit.main(fit.Config(str(folder)))
     printed = capsys.readouterr().out
     assert "6 trainings of 6 kinds" in printed and "the rule" in printed
@@ -171,7 +176,7 @@ def test_the_comparison_is_printed_and_written(folder, monkeypatch, capsys):
     assert rows["any distance"]["all"] > 5
 
 
-def test_the_fitted_predictor_is_written_and_checked(folder, monkeypatch, capsys):
+def test_the_fitted_predictor_is_written_and_checked(folder, quick, capsys):
     fit.main(fit.Config(str(folder)))
     path = folder / "learned-step.safetensors"
     rule = load_pretrained(path)
