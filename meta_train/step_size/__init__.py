@@ -1,6 +1,5 @@
 """How large the steps of a training should be, learned from many small trainings.
 
-`trainings` draws trainings from seeds, `collect` measures each at several step sizes,
-`collect_slopes` with other steps of the last layers. `compare` compares models on kinds
-left out, `fit` writes the fitted one to a file, and `new_trainings` measures it.
+`trainings` draws trainings from seeds, `collect` measures each at other step sizes,
+`fit` writes a predictor and compares it on kinds left out, `check` measures a file.
 """

@@ -20,7 +20,7 @@ from harness import cli
 from harness.files import write_json
 from harness.tables import text_table
 from meta_train.step_size.models import Settings, fitted, utility
-from meta_train.step_size.outcomes import Data, gains_at, read_data
+from meta_train.step_size.outcomes import GROUPS, Data, gains_at, read_data
 from ngopt.learned_step.predictor import (
     MAX_LOG2,
     NEGLIGIBLE,
@@ -33,20 +33,7 @@ from ngopt.soap.soap import Soap
 FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
 LIMITS = 2, 5, 15  # percent
-GROUPS: dict[str, tuple[str, ...]] = {
-    "dense": ("mlp", "few", "linear"),
-    "images, sounds, distances": ("function",),
-    "equations": ("solver",),
-    "games": ("game",),
-    "tables": ("factors", "bag"),
-    "transformers": ("vit", "gpt"),
-    "convolutions": ("cnn", "strided cnn"),
-    "autoencoders": ("autoencoder",),
-    "deep": ("deep mlp",),
-    "gates": ("gated",),
-}
-"""Families that are left out together."""
-REACHES = 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, math.inf
+REACHES = 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, math.inf
 
 Row = dict[str, float | str]
 
@@ -83,44 +70,42 @@ def compared(data: Data, chosen: Settings) -> list[Row]:
         "as written": chosen,
         "any distance": replace(chosen, reach=math.inf),
         "no caution": replace(chosen, caution=(0.0, 0.0)),
-        "twice the caution": replace(chosen, caution=(1.0, 2.0)),
+        "twice the caution": replace(chosen, caution=(2.0, 4.0)),
         "one network": replace(chosen, members=1),
     }.items():
         gains = left_out(data, own, folds(data.kinds))
         rows.append(row_of(label, gains, data.steps))
-    number = groups(data)
-    gains = left_out(data, chosen, number)
-    for group, name in enumerate(GROUPS):
-        part = number == group
+    gains = left_out(data, chosen, data.groups)
+    for name in GROUPS:
+        part = data.groups == name
         if part.any():
             rows.append(row_of(f"left out: {name}", gains[part], data.steps[part]))
     return rows
 
 
 def fitted_reach(data: Data, settings: Settings) -> float:
-    """The reach with the best utility for families that are left out."""
-    number = groups(data)
+    """The reach with the best utility for kinds and for groups that are left out."""
     totals = np.zeros(len(REACHES))
-    for group in set(number):
-        predictor = fitted(data.at(number != group), settings)
-        part = data.at(number == group)
-        for i, reach in enumerate(REACHES):
-            near = predictor._replace(reach=torch.tensor(reach))
-            gains = torch.tensor(predicted_gains(near, part))
-            totals[i] += float(utility(gains).sum())
+    for parts in (folds(data.kinds), data.groups):
+        for part in np.unique(parts):
+            predictor = fitted(data.at(parts != part), settings)
+            for i, reach in enumerate(REACHES):
+                near = predictor._replace(reach=torch.tensor(reach))
+                gains = predicted_gains(near, data.at(parts == part))
+                totals[i] += float(utility(torch.tensor(gains)).sum())
     print(f"utility by reach: {dict(zip(REACHES, totals.round(), strict=True))}")
     return REACHES[int(totals.argmax())]
 
 
-def left_out(data: Data, settings: Settings, number: np.ndarray) -> np.ndarray:
-    """Gains (n,) in percent, by predictors that are fitted without their own number.
+def left_out(data: Data, settings: Settings, parts: np.ndarray) -> np.ndarray:
+    """Gains (n,) in percent, by predictors that are fitted to the other parts.
 
-    number: of a fold, (n,).
+    parts: that of each training, (n,).
     """
-    gains = np.zeros(len(number))
-    for fold in set(number):
-        predictor = fitted(data.at(number != fold), settings)
-        gains[number == fold] = predicted_gains(predictor, data.at(number == fold))
+    gains = np.zeros(len(parts))
+    for part in np.unique(parts):
+        predictor = fitted(data.at(parts != part), settings)
+        gains[parts == part] = predicted_gains(predictor, data.at(parts == part))
     return gains
 
 
@@ -148,14 +133,6 @@ def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
     names, codes = np.unique(kinds, return_inverse=True)
     order = np.random.RandomState(0).permutation(len(names))
     return order[codes] % count
-
-
-def groups(data: Data) -> np.ndarray:
-    """Number of the group of each training, (n,)."""
-    numbers = {}
-    for number, families in enumerate(GROUPS.values()):
-        numbers |= dict.fromkeys(families, number)
-    return np.array([numbers[x.family] for x in data.trainings])
 
 
 def row_of(label: str, gains: np.ndarray, steps: np.ndarray) -> Row:

@@ -1,8 +1,4 @@
-"""Fits a `StepPredictor` to the gains of trainings.
-
-It is fitted to the gains themselves, not to the best factors: a step that is too long
-costs more than one that is too short.
-"""
+"""Fits a `StepPredictor` to gains, as too long a step costs more than too short a one."""
 
 import math
 from collections.abc import Sequence
@@ -31,12 +27,12 @@ class Settings:
     """
 
     width: int = 8
-    caution: tuple[float, float] = (0.5, 1.0)
+    caution: tuple[float, float] = (1.0, 2.0)
     reach: float = math.inf
-    members: int = 8
+    members: int = 16
     penalty: float = 1e-3
     steps: int = 300
-    points: int = 256
+    points: int = 512
 
 
 def utility(gains: Tensor) -> Tensor:
@@ -47,14 +43,14 @@ def utility(gains: Tensor) -> Tensor:
 def fitted(data: Data, settings: Settings) -> StepPredictor:
     """A predictor of the trainings of `data`.
 
-    The features of every seed and graph are an example.
+    Each is two examples: one seed with names of parameters, one without.
     """
-    copies = data.x.shape[1] * data.x.shape[2]
-    x = torch.tensor(data.x.reshape(-1, len(FEATURES)))
+    x = torch.tensor(data.x[:, [0, 1], [0, 1]]).flatten(0, 1)
     mean, scale = x.mean(0), x.std(0).clamp(min=LEAST_SCALE)
-    gains = torch.tensor(data.gains.mean(2).repeat(copies, 0))
-    weights = bootstrapped(data.kinds.repeat(copies), settings.members)
+    gains = torch.tensor(data.gains.mean(2).repeat(2, 0))
+    weights = bootstrapped(data.groups.repeat(2), settings.members)
     inputs = ((x - mean) / scale).float()
+    weights = weights * x.any(1)  # without matrices nothing is predicted
     kmeans = KMeans(min(settings.points, len(data.kinds)), n_init=1, random_state=0)
     predictor = StepPredictor(
         mean,
@@ -94,9 +90,12 @@ def _trained(
     return StepPredictor(*values)
 
 
-def bootstrapped(kinds: np.ndarray, members: int) -> Tensor:
-    """Weights (members, n) of examples, each member with its own kinds; sums are 1."""
-    names, codes = np.unique(kinds, return_inverse=True)
+def bootstrapped(groups: np.ndarray, members: int) -> Tensor:
+    """Weights (members, n) of examples, each member with its own groups; sums are 1.
+
+    So members disagree where groups of families do.
+    """
+    names, codes = np.unique(groups, return_inverse=True)
     random = np.random.RandomState(0)
     chances = np.full(len(names), 1 / len(names))
     counts = random.multinomial(len(names), chances, members)

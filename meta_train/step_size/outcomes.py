@@ -16,7 +16,7 @@ from meta_train.step_size.copies import MULTIPLIERS, SEEDS
 from meta_train.step_size.tasks import EXACT
 from meta_train.step_size.trainings import Training, first_gradients
 from ngopt import NGOptimizer
-from ngopt.learned_step.features import NetworkFeatures
+from ngopt.learned_step.features import FEATURES, NetworkFeatures
 from ngopt.soap.config import BoundMultiplier, Measured, Network
 from ngopt.soap.soap import Soap
 
@@ -27,6 +27,21 @@ MAX_LOG_LOSS = 1.0  # largest counted log of a loss over the first one
 MAX_GAIN = 1.0  # largest counted gain
 GRAPHS = 2  # of named parameters, and of parameters without names
 HALF, BASE, DOUBLE = (f"{factor:g}" for factor in MULTIPLIERS)
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "dense": ("mlp", "few", "linear"),
+    "images, sounds, distances": ("function",),
+    "equations": ("solver",),
+    "games": ("game",),
+    "tables": ("factors", "bag"),
+    "transformers": ("vit", "gpt"),
+    "convolutions": ("cnn", "strided cnn"),
+    "autoencoders": ("autoencoder",),
+    "deep": ("deep mlp",),
+    "gates": ("gated",),
+}
+"""Families that are left out together."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,12 @@ class Data:
     def steps(self) -> np.ndarray:
         """(n,)"""
         return np.array([training.steps for training in self.trainings])
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Names in `GROUPS`, (n,)"""
+        names = {family: name for name in GROUPS for family in GROUPS[name]}
+        return np.array([names[training.family] for training in self.trainings])
 
     def at(self, chosen: np.ndarray) -> "Data":
         """The trainings with these indices, or where this is true."""
@@ -151,7 +172,8 @@ def features_of(training: Training) -> list[list[list[float]]]:
 
 
 class FeatureReader:
-    """A multiplier that multiplies by 1, and keeps the features of a network."""
+    """A multiplier that multiplies by 1, and keeps the features of a network; zeros of
+    a network without matrices."""
 
     state: ClassVar[Mapping[str, float]] = {}
     values: Tensor
@@ -161,7 +183,9 @@ class FeatureReader:
         read = NetworkFeatures(network, network.total_steps)
 
         def multiplier(measured: Measured, *_: Any) -> Tensor:
-            self.values = read(measured)
+            self.values = torch.zeros(len(FEATURES))
+            if read.matrices:
+                self.values = read(measured)
             return torch.ones(len(network.shapes))
 
         return multiplier

@@ -31,12 +31,12 @@ def test_every_family_is_drawn_and_runs():
 
 
 def test_collecting_resumes(tmp_path, capsys):
-    main(Config(first=4, count=1, folder=str(tmp_path)))
+    main(Config(first=16, count=1, folder=str(tmp_path)))
     path = tmp_path / "outcomes.jsonl"
     first = path.read_text()
-    main(Config(first=4, count=1, folder=str(tmp_path)))
+    main(Config(first=16, count=1, folder=str(tmp_path)))
     assert path.read_text() == first
     assert capsys.readouterr().out.count(f"trainings are in '{path}'") == 2
     (record,) = read_lines([path])
-    assert record["kind"] == draw(4).kind
+    assert record["kind"] == draw(16).kind
     assert len(record["validation"]) == len(record["variants"])
