@@ -1,4 +1,4 @@
-"""Fits a `StepPredictor` to gains, as too long a step costs more than too short a one."""
+"""Fits a `StepPredictor` to gains: too long a step costs more than too short a one."""
 
 import math
 from collections.abc import Sequence
