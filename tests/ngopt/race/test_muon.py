@@ -28,7 +28,8 @@ def test_muon_of_kernels_equals_torchs_of_matrices():
         for optimizer in (ours, *theirs):
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
-    assert torch.equal(kernel.flatten(1), matrix)
+    # ours in float32, theirs in bfloat16
+    torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=2e-3)
     assert torch.equal(bias, flat_bias)
     assert kernel.data_ptr() == storage
     assert (kernel != before).all()
