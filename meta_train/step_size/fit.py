@@ -70,7 +70,7 @@ def compared(data: Data, chosen: Settings) -> list[Row]:
         "as written": chosen,
         "any distance": replace(chosen, reach=math.inf),
         "no caution": replace(chosen, caution=(0.0, 0.0)),
-        "twice the caution": replace(chosen, caution=(2.0, 4.0)),
+        "twice the caution": replace(chosen, caution=(2.0, 2.0)),
         "one network": replace(chosen, members=1),
     }.items():
         gains = left_out(data, own, folds(data.kinds))

@@ -27,7 +27,7 @@ class Settings:
     """
 
     width: int = 8
-    caution: tuple[float, float] = (1.0, 2.0)
+    caution: tuple[float, float] = (1.0, 1.0)
     reach: float = math.inf
     members: int = 16
     penalty: float = 1e-3
