@@ -50,10 +50,7 @@ def main(config: Config) -> None:
     data = read_data(folder)
     print(f"{len(data.steps)} trainings of {len(set(data.kinds))} kinds", flush=True)
     chosen = replace(Settings(), reach=fitted_reach(data, Settings()))
-    stage = {
-        "program": "python -m meta_train.step_size.fit",
-        "trainings": len(data.steps),
-    }
+    stage = {"program": "meta_train.step_size.fit", "trainings": len(data.steps)}
     multiplier = LearnedStep(fitted(data, chosen), {"stages": [stage]})
     path = folder / "learned-step.safetensors"
     save_pretrained(Soap(multiplier=multiplier), path)
