@@ -182,7 +182,7 @@ class FeatureReader:
         assert network.total_steps is not None
         read = NetworkFeatures(network, network.total_steps)
 
-        def multiplier(measured: Measured, *_: Any) -> Tensor:
+        def multiplier(measured: Measured, progress: Any, state: Any) -> Tensor:
             self.values = torch.zeros(len(FEATURES))
             if read.matrices:
                 self.values = read(measured)
