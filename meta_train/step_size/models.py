@@ -51,7 +51,8 @@ def fitted(data: Data, settings: Settings) -> StepPredictor:
     weights = bootstrapped(data.groups.repeat(2), settings.members)
     inputs = ((x - mean) / scale).float()
     weights = weights * x.any(1)  # without matrices nothing is predicted
-    kmeans = KMeans(min(settings.points, len(data.kinds)), n_init="auto", random_state=0)
+    points = min(settings.points, len(data.kinds))
+    kmeans = KMeans(points, n_init="auto", random_state=0)
     predictor = StepPredictor(
         mean,
         scale,
