@@ -9,21 +9,19 @@ command resumes, and prints a table of all lines.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from harness import cli
 from harness.files import read_lines
 from harness.tables import text_table
 from meta_train.step_size import collect
 from meta_train.step_size.collect import Record, append_missing, measured_record
+from meta_train.step_size.copies import SEEDS, Factors
 from meta_train.step_size.fit import formatted, row_of
-from meta_train.step_size.outcomes import features_of, log_losses
+from meta_train.step_size.outcomes import after_first_step, log_losses
 from meta_train.step_size.trainings import draw
-from ngopt import build_graph
-from ngopt.learned_step.features import layer_positions
-from ngopt.learned_step.predictor import LearnedStep, StepPredictor, layer_factors
+from ngopt.functional import UpdateRule
+from ngopt.learned_step.predictor import LearnedStep
 from ngopt.pretrained import load_pretrained
-from ngopt.roles.from_graph import roles_of
 
 
 @dataclass(frozen=True)
@@ -36,28 +34,27 @@ class Config(collect.Config):
 
 
 def main(config: Config) -> None:
-    multiplier = getattr(load_pretrained(config.rule), "multiplier", None)
-    if not isinstance(multiplier, LearnedStep):
+    rule = load_pretrained(config.rule)
+    if not isinstance(getattr(rule, "multiplier", None), LearnedStep):
         raise ValueError(
             f"rule: expected one with a step predictor; got '{config.rule}'"
         )
-    predictor = multiplier.predictor
-    path = append_missing(config, "checks.jsonl", lambda seed: measure(seed, predictor))
+    path = append_missing(config, "checks.jsonl", lambda seed: measure(seed, rule))
     records = read_lines([path])
     steps = np.array([record["steps"] for record in records])
     gains = np.array([gain_of(record) for record in records])
     print(text_table([formatted(row_of(config.rule, gains, steps))]))
 
 
-def measure(seed: int, predictor: StepPredictor) -> Record:
+def measure(seed: int, rule: UpdateRule) -> Record:
     """The record of the training that is drawn from a seed."""
     training = draw(seed)
-    roles = roles_of(build_graph(training.build(0).named_parameters()))
-    positions = torch.tensor(layer_positions(roles))
-    variants = {"base rule": [1.0] * len(roles)}
-    of_seeds, _ = features_of(training)
-    for number, values in enumerate(predictor.predict(torch.tensor(of_seeds))):
-        variants[f"seed {number}"] = layer_factors(values, positions).tolist()
+    variants: dict[str, Factors] = {}
+    for own_seed in SEEDS:
+        state = after_first_step(training, own_seed, rule).state.values()
+        factors = [float(record["predicted"]) for record in state]
+        variants.setdefault("base rule", [1.0] * len(factors))
+        variants[f"seed {own_seed}"] = factors
     return measured_record(training, variants)
 
 

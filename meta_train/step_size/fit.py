@@ -9,8 +9,10 @@ base rule, means over two seeds; their errors are standard errors over trainings
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,30 +51,64 @@ def main(config: Config) -> None:
     folder = Path(config.folder)
     data = read_data(folder)
     print(f"{len(data.steps)} trainings of {len(set(data.kinds))} kinds", flush=True)
-    chosen = replace(Settings(), reach=fitted_reach(data, Settings()))
+    splits = folds(data.kinds), data.groups
+    left_out = [fitted_without(data, Settings(), parts) for parts in splits]
+    chosen = replace(Settings(), reach=best_reach(data, left_out))
     stage = {"program": "meta_train.step_size.fit", "trainings": len(data.steps)}
     multiplier = LearnedStep(fitted(data, chosen), {"stages": [stage]})
     path = folder / "learned-step.safetensors"
     save_pretrained(Soap(multiplier=multiplier), path)
     print(f"written: '{path}'", flush=True)
-    rows = compared(data, chosen)
+    rows = compared(data, *(x.changed(reach=chosen.reach) for x in left_out))
     print(text_table([formatted(row) for row in rows]))
     write_json(folder / "compare.json", {"trainings": len(data.steps), "rows": rows})
 
 
-def compared(data: Data, chosen: Settings) -> list[Row]:
+class LeftOut(NamedTuple):
+    """Predictors that are fitted without a part of the trainings each.
+
+    parts: the part of each training, its predictor's number, (n,).
+    """
+
+    parts: np.ndarray
+    predictors: list[StepPredictor]
+
+    def changed(self, **fields: Any) -> "LeftOut":
+        """With other values of fields that are not fitted."""
+        tensors = {key: torch.tensor(value) for key, value in fields.items()}
+        return self._replace(
+            predictors=[x._replace(**tensors) for x in self.predictors]
+        )
+
+    def gains(self, data: Data) -> np.ndarray:
+        """Gains (n,) in percent, each by the predictor that was fitted without it."""
+        gains = np.zeros(len(self.parts))
+        for number, predictor in enumerate(self.predictors):
+            is_left_out = self.parts == number
+            gains[is_left_out] = predicted_gains(predictor, data.at(is_left_out))
+        return gains
+
+
+def fitted_without(data: Data, settings: Settings, parts: np.ndarray) -> LeftOut:
+    """parts: names or numbers, (n,)."""
+    names, numbers = np.unique(parts, return_inverse=True)
+    chosen = [data.at(numbers != number) for number in range(len(names))]
+    return LeftOut(numbers, [fitted(others, settings) for others in chosen])
+
+
+def compared(data: Data, of_kinds: LeftOut, of_groups: LeftOut) -> list[Row]:
     """A row for each model, with kinds left out; then for each group of families."""
+    one = fitted_without(data, replace(Settings(), members=1), of_kinds.parts)
     rows = [row_of("the rule", np.zeros(len(data.steps)), data.steps)]
-    for label, own in {
-        "as written": chosen,
-        "any distance": replace(chosen, reach=math.inf),
-        "no caution": replace(chosen, caution=(0.0, 0.0)),
-        "twice the caution": replace(chosen, caution=(2.0, 2.0)),
-        "one network": replace(chosen, members=1),
+    for label, predictors in {
+        "as written": of_kinds,
+        "any distance": of_kinds.changed(reach=math.inf),
+        "no caution": of_kinds.changed(caution=(0.0, 0.0)),
+        "twice the caution": of_kinds.changed(caution=(2.0, 2.0)),
+        "one network": one.changed(reach=float(of_kinds.predictors[0].reach)),
     }.items():
-        gains = left_out(data, own, folds(data.kinds))
-        rows.append(row_of(label, gains, data.steps))
-    gains = left_out(data, chosen, data.groups)
+        rows.append(row_of(label, predictors.gains(data), data.steps))
+    gains = of_groups.gains(data)
     for name in GROUPS:
         part = data.groups == name
         if part.any():
@@ -80,30 +116,14 @@ def compared(data: Data, chosen: Settings) -> list[Row]:
     return rows
 
 
-def fitted_reach(data: Data, settings: Settings) -> float:
-    """The reach with the best utility for kinds and for groups that are left out."""
-    totals = np.zeros(len(REACHES))
-    for parts in (folds(data.kinds), data.groups):
-        for part in np.unique(parts):
-            predictor = fitted(data.at(parts != part), settings)
-            for i, reach in enumerate(REACHES):
-                near = predictor._replace(reach=torch.tensor(reach))
-                gains = predicted_gains(near, data.at(parts == part))
-                totals[i] += float(utility(torch.tensor(gains)).sum())
-    print(f"utility by reach: {dict(zip(REACHES, totals.round(), strict=True))}")
-    return REACHES[int(totals.argmax())]
-
-
-def left_out(data: Data, settings: Settings, parts: np.ndarray) -> np.ndarray:
-    """Gains (n,) in percent, by predictors that are fitted to the other parts.
-
-    parts: that of each training, (n,).
-    """
-    gains = np.zeros(len(parts))
-    for part in np.unique(parts):
-        predictor = fitted(data.at(parts != part), settings)
-        gains[parts == part] = predicted_gains(predictor, data.at(parts == part))
-    return gains
+def best_reach(data: Data, left_out: Sequence[LeftOut]) -> float:
+    """The reach with the best utility for all trainings that are left out."""
+    totals = []
+    for reach in REACHES:
+        gains = [x.changed(reach=reach).gains(data) for x in left_out]
+        totals.append(float(utility(torch.tensor(np.stack(gains))).sum()))
+    print(f"utility by reach: {dict(zip(REACHES, map(round, totals), strict=True))}")
+    return REACHES[int(np.argmax(totals))]
 
 
 def predicted_gains(predictor: StepPredictor, data: Data) -> np.ndarray:
@@ -135,9 +155,8 @@ def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
 def row_of(label: str, gains: np.ndarray, steps: np.ndarray) -> Row:
     """The row of gains in percent, (n,). steps: of the trainings, (n,)."""
     row: Row = {"model": label, "trainings": len(gains)}
-    everything = np.ones(len(gains), dtype=bool)
     is_short, is_long = steps <= SHORT, steps >= LONG
-    parts = {"all": everything, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
+    parts = {"all": steps > 0, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
     for name, part in parts.items():
         own = gains[part]
         count = max(len(own), 1)

@@ -25,7 +25,6 @@ from ngopt.soap.soap import Soap
 FLOOR, FLOOR_OF_EXACT = 2e-3, 1e-8
 MAX_LOG_LOSS = 1.0  # largest counted log of a loss over the first one
 MAX_GAIN = 1.0  # largest counted gain
-GRAPHS = 2  # of named parameters, and of parameters without names
 HALF, BASE, DOUBLE = (f"{factor:g}" for factor in MULTIPLIERS)
 
 
@@ -50,7 +49,7 @@ class Data:
 
     gains: falls of log validation loss against the rule's own steps, with half and
     twice the steps, and with slopes of -1 and 1; (n, 4, 2 seeds). x: features,
-    (n, `GRAPHS`, 2 seeds, d).
+    (n, 2 graphs, 2 seeds, d). Graphs: of named parameters, without names.
     """
 
     trainings: list[Training]
@@ -135,11 +134,9 @@ def gains_at(predicted: Tensor, gains: Tensor) -> Tensor:
 
 
 def read_features(trainings: Sequence[Training], path: Path) -> np.ndarray:
-    """Features (n, `GRAPHS`, 2 seeds, d). New values are appended to a file."""
-    known = {}
-    if path.exists():
-        for record in read_lines([path]):
-            known[record["seed"]] = record["features"]
+    """Features (n, 2 graphs, 2 seeds, d). New values are appended to a file."""
+    records = read_lines(path.parent.glob(path.name))
+    known = {record["seed"]: record["features"] for record in records}
     rows = []
     for training in trainings:
         if training.seed not in known:
@@ -151,7 +148,7 @@ def read_features(trainings: Sequence[Training], path: Path) -> np.ndarray:
 
 
 def features_of(training: Training) -> list[list[list[float]]]:
-    """Features of a training, (`GRAPHS`, 2 seeds, d); those that are not finite are 0.
+    """Features of a training, (2 graphs, 2 seeds, d); those that are not finite are 0.
 
     They are those that the library reads at the first step.
     """
@@ -159,16 +156,23 @@ def features_of(training: Training) -> list[list[list[float]]]:
     for is_named in (True, False):
         rows.append([])
         for seed in SEEDS:
-            model, grads = first_gradients(training, seed)
             reader = FeatureReader()
-            params = model.named_parameters() if is_named else model.parameters()
-            rule = Soap(multiplier=reader)
-            opt = NGOptimizer(params, rule=rule, total_steps=training.steps)
-            for p, grad in zip(model.parameters(), grads, strict=True):
-                p.grad = grad
-            opt.step()
-            rows[-1].append(reader.values.nan_to_num(0.0, 0.0, 0.0).tolist())
+            after_first_step(training, seed, Soap(multiplier=reader), is_named)
+            rows[-1].append(reader.values.tolist())
     return rows
+
+
+def after_first_step(
+    training: Training, seed: int, rule: Any, is_named: bool = True
+) -> NGOptimizer:
+    """The optimizer of a training after its first step. rule: of `NGOptimizer`."""
+    model, grads = first_gradients(training, seed)
+    params = model.named_parameters() if is_named else model.parameters()
+    opt = NGOptimizer(params, rule=rule, total_steps=training.steps)
+    for p, grad in zip(model.parameters(), grads, strict=True):
+        p.grad = grad
+    opt.step()
+    return opt
 
 
 class FeatureReader:
@@ -185,7 +189,7 @@ class FeatureReader:
         def multiplier(measured: Measured, progress: Any, state: Any) -> Tensor:
             self.values = torch.zeros(len(FEATURES))
             if read.matrices:
-                self.values = read(measured)
+                self.values = read(measured).nan_to_num(0.0, 0.0, 0.0)
             return torch.ones(len(network.shapes))
 
         return multiplier

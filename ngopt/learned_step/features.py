@@ -74,8 +74,8 @@ class NetworkFeatures:
         self.matrices = matrices_of(roles)
         new = self.known.new_tensor
         # 1 / RMS of PyTorch's initial weights, which are uniform in +-fan ** -.5
-        fans = [roles[i].fan_in or 1 / 3 for i in self.matrices]
-        self._inverse = new([(3 * fan) ** 0.5 for fan in fans])
+        fans = [roles[i].fan_in for i in self.matrices]
+        self._inverse = new([(3 * fan) ** 0.5 if fan else 1.0 for fan in fans])
         self._depths = new([roles[i].depth for i in self.matrices])
         self._numels = new(list(map(math.prod, shapes)))
 

@@ -216,8 +216,8 @@ def describe_step_size(
     reason = f"{matrices} matrices {norms} norms, {total_steps:,} steps"
     if set(factors) == {1.0}:
         return (
-            f"step size: that of the base rule ({reason}: unlike the trainings that "
-            "factors were learned from, or a gain is uncertain, or a scheduler is used)"
+            f"step size: that of the base rule ({reason}: unlike the training runs "
+            "of the fit, or a gain is uncertain, or a scheduler is used)"
         )
     low, high = min(factors), max(factors)
     interval = f"{low:.2f} to {high:.2f}"

@@ -1,6 +1,7 @@
 """Muon for matrices and kernels, Adam for the other parameters."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -64,13 +65,15 @@ class MuonWithAdam(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = self.param_groups[0]["lr"]
-            if self._matrices and self._matrices[0].is_cpu:
-                with patch.object(_muon, "_zeropower_via_newtonschulz", orthogonalized):
-                    part.step()
-            else:
+        products: Any = nullcontext()
+        if self._matrices and self._matrices[0].is_cpu:
+            products = patch.object(
+                _muon, "_zeropower_via_newtonschulz", orthogonalized
+            )
+        with products:
+            for part in self.parts:
+                for group in part.param_groups:
+                    group["lr"] = self.param_groups[0]["lr"]
                 part.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 
 from harness.files import append_line, read_json, read_lines
 from meta_train.step_size import check, fit
-from meta_train.step_size.fit import applied, fitted_reach, folds, left_out
+from meta_train.step_size.fit import applied, best_reach, fitted_without, folds
 from meta_train.step_size.models import Settings, fitted, utility
 from meta_train.step_size.outcomes import (
     GROUPS,
@@ -108,7 +108,11 @@ def test_the_reach_is_short_where_other_families_are_different():
     different.gains[is_other] *= -1
     different.x[is_other] += 3
     settings = replace(QUICK, steps=60)
-    assert fitted_reach(different, settings) < fitted_reach(same, settings)
+    reaches = []
+    for data in (different, same):
+        left_out = fitted_without(data, settings, data.groups)
+        reaches.append(best_reach(data, [left_out]))
+    assert reaches[0] < reaches[1]
 
 
 def test_predictions_are_applied_within_their_limits():
@@ -130,10 +134,12 @@ def test_a_kind_is_in_one_fold():
 
 def test_gains_are_measured_on_kinds_that_are_left_out():
     data = made(0.8)
-    gains = left_out(data, QUICK, folds(data.kinds, 4))
+    left_out = fitted_without(data, QUICK, folds(data.kinds, 4))
+    gains = left_out.gains(data)
     assert gains.mean() > 0.5
     random = replace(data, gains=np.random.RandomState(1).permutation(data.gains))
-    assert left_out(random, QUICK, folds(data.kinds, 4)).mean() < 0.5
+    left_out = fitted_without(random, QUICK, folds(data.kinds, 4))
+    assert left_out.gains(random).mean() < 0.5
 
 
 @pytest.fixture
