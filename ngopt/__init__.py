@@ -3,12 +3,13 @@
 Nothing in the default is learned. Bundled research weights are learned optimizers.
 """
 
+from ngopt.audit import audit
 from ngopt.functional import UpdateRule
 from ngopt.graph import NeuralGraph, build_graph, register_layer_rule
 from ngopt.metanets import Metanet
 from ngopt.optimizer import NGOptimizer
 from ngopt.pretrained import list_pretrained, load_pretrained, save_pretrained
-from ngopt.roles import mup_groups, parameter_roles
+from ngopt.roles import matrices, mup_groups, optimizer_groups, parameter_roles
 from ngopt.soap.config import SoapConfig
 
 __version__ = "0.1.0"
@@ -19,10 +20,13 @@ __all__ = [
     "NeuralGraph",
     "SoapConfig",
     "UpdateRule",
+    "audit",
     "build_graph",
     "list_pretrained",
     "load_pretrained",
+    "matrices",
     "mup_groups",
+    "optimizer_groups",
     "parameter_roles",
     "register_layer_rule",
     "save_pretrained",

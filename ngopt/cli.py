@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import ngopt
+from ngopt.audit import __main__ as audit_command
 from ngopt.graph import __main__ as graph_command
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["graph"]:
             return graph_command.main(words[1:])
+        if words[:1] == ["audit"]:
+            return audit_command.main(words[1:])
         options = _parser().parse_args(words)
         options.run(options)
     except BrokenPipeError:
@@ -63,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--metanet", metavar="module:Class", help=text)
     info.set_defaults(run=_info)
     commands.add_parser("graph", help="the neural graph of a network: see --help")
+    text = "whether an optimizer has the right parameters: see --help"
+    commands.add_parser("audit", help=text)
     text = "train your problem with several optimizers"
     race = commands.add_parser("race", help=text)
     race.set_defaults(run=_race)

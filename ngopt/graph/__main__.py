@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from textwrap import shorten
 from time import perf_counter
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     options = _Parser(
-        usage="ngopt graph module:name [--example-shape N [N ...]] "
-        "[--dtype {float32,int64}] [--draw FILE]",
+        prog="ngopt graph",
         description="Shows what a model looks like as a neural graph.",
     )
     options.add_argument(
@@ -35,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="module:name",
         help="of a torch.nn.Module, or of a function or class that makes one",
     )
+    add_example_options(options)
+    options.add_argument(
+        "--draw", metavar="FILE", help="draws the graph into a .png or .svg file"
+    )
+    return options
+
+
+def add_example_options(options: argparse.ArgumentParser) -> None:
+    """Options of a model's example input."""
     options.add_argument(
         "--example-shape",
         type=int,
@@ -49,9 +57,10 @@ def parser() -> argparse.ArgumentParser:
         help="of the input: random numbers, or zeros for int64",
     )
     options.add_argument(
-        "--draw", metavar="FILE", help="draws the graph into a .png or .svg file"
+        "--example",
+        metavar="module:name",
+        help="of the input, or of a function that makes it, in place of a shape",
     )
-    return options
 
 
 def load_model(path: str) -> nn.Module:
@@ -79,6 +88,16 @@ def load_model(path: str) -> nn.Module:
     return model
 
 
+def example_of_options(options: argparse.Namespace) -> Any:
+    """The example input of a model, None if it is to be guessed."""
+    if options.example is None:
+        return example_of(options.example_shape, DTYPES[options.dtype])
+    if options.example_shape is not None:
+        raise ValueError("expected --example or --example-shape; got both")
+    example = load_object(options.example)
+    return example() if callable(example) else example
+
+
 def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:
     """An input of that shape: random numbers, or zeros for integer dtypes."""
     if shape is None:
@@ -96,7 +115,7 @@ def run(argv: Sequence[str] | None) -> None:
     if arguments.draw is not None:
         format_of(arguments.draw)
         require("matplotlib", "draw")
-    example = example_of(arguments.example_shape, DTYPES[arguments.dtype])
+    example = example_of_options(arguments)
     model = load_model(arguments.model)
     start = perf_counter()
     graph = build_graph(model, example)

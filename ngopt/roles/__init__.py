@@ -2,6 +2,15 @@
 
 from ngopt.roles.from_graph import ParameterRole
 from ngopt.roles.from_module import parameter_roles
+from ngopt.roles.logical_matrices import MatrixStack, matrices
 from ngopt.roles.mup import mup_groups
+from ngopt.roles.optimizer_groups import optimizer_groups
 
-__all__ = ["ParameterRole", "mup_groups", "parameter_roles"]
+__all__ = [
+    "MatrixStack",
+    "ParameterRole",
+    "matrices",
+    "mup_groups",
+    "optimizer_groups",
+    "parameter_roles",
+]

@@ -39,14 +39,16 @@ def made_by_weights(graph: NeuralGraph) -> set[int]:
     return {block.target for block in graph.blocks if mixes_neurons(block)}
 
 
-def usage(graph: NeuralGraph) -> list[np.ndarray]:
+def usage(graph: NeuralGraph, heads_differ: bool = True) -> list[np.ndarray]:
     """A label for each neuron of every group, (n,): equal labels are equal uses.
 
     Products define how their factors are used. Uses propagate back to the weights
     through functions of one neuron, or of pairs (rotary embeddings).
+
+    heads_differ: whether use by another head of an attention is another use.
     """
     from_weights = made_by_weights(graph)
-    labels = _Labels(graph)
+    labels = _Labels(graph, heads_differ)
     # blocks are in the order of the forward pass
     for block in reversed(graph.blocks):
         if block.source == block.target or block.shape[1:] != (1, 1):
@@ -62,7 +64,7 @@ def usage(graph: NeuralGraph) -> list[np.ndarray]:
 class _Labels:
     """Labels of neurons, 0 where no use is known; a new label for each combination."""
 
-    def __init__(self, graph: NeuralGraph):
+    def __init__(self, graph: NeuralGraph, heads_differ: bool):
         self.graph = graph
         self.of_groups: list[np.ndarray] = []
         self.heads: dict[int, np.ndarray] = {}  # of the neurons of products
@@ -72,6 +74,8 @@ class _Labels:
             self.of_groups.append(np.zeros(group.size, np.int64))
             if group.kind == "product":
                 self.heads[number] = np.full(group.size, -1)
+        if not heads_differ:
+            return
         # the head that products are summed for, or that weights them
         for block in graph.blocks:
             _, n_target, n_source = block.shape

@@ -1,0 +1,62 @@
+"""Tells whether an optimizer has the right parameters of a model:
+`ngopt audit package:Model --optimizer package:make_optimizer --example-shape 2 16`."""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ngopt.audit.report import audit
+from ngopt.graph.__main__ import add_example_options, example_of_options, load_model
+from ngopt.importing import load_object
+
+WRONG = 1  # exit status if something is wrong
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="ngopt audit", description=__doc__)
+    text = "of a torch.nn.Module, or of a function or class that makes one"
+    options.add_argument("model", metavar="module:name", help=text)
+    text = "of a function of the model that returns its optimizer, or a list of them"
+    options.add_argument(
+        "--optimizer", metavar="module:name", required=True, help=text
+    )
+    add_example_options(options)
+    options.add_argument("--json", action="store_true", help="print JSON, not a table")
+    return options
+
+
+def make_optimizer(path: str, model: nn.Module) -> Any:
+    """What the function at "module:name" returns for the model, or for its parameters
+    if that is what its first argument is called.
+
+    Raises ValueError if it fails.
+    """
+    make = load_object(path)
+    if not callable(make):
+        raise ValueError(f"'{path}': expected a function of the model; got {make!r}")
+    try:
+        first = next(iter(inspect.signature(make).parameters), "model")
+        return make(model.parameters() if first.startswith("param") else model)
+    except Exception as error:
+        raise ValueError(
+            f"'{path}' fails with the model: {type(error).__name__}: {error}"
+        ) from error
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status: 0, or 1 if something is wrong."""
+    options = parser().parse_args(argv)
+    model = load_model(options.model)
+    example = example_of_options(options)
+    result = audit(make_optimizer(options.optimizer, model), model, example)
+    print(json.dumps(result.to_json()) if options.json else result)
+    return 0 if result.is_right else WRONG
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

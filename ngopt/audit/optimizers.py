@@ -1,0 +1,127 @@
+"""What an optimizer of any library does with each of its parameters."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+ORTHOGONALIZING = re.compile(r"muon|dion|scion|spectral|ortho", re.IGNORECASE)
+"""Names of classes whose updates are orthogonal matrices."""
+PRECONDITIONING = re.compile(r"soap|shampoo|kron|psgd|solp|lather", re.IGNORECASE)
+"""Names of classes with factors for the sides of matrices; other parameters have an
+elementwise update."""
+BY_ROLE = "NGOptimizer", "BlockwiseOptimizer"
+"""Classes that read the graph themselves."""
+WITH_FALLBACK = "timm", "heavyball", "pytorch_optimizer"
+"""Packages whose optimizers of matrices treat vectors elementwise."""
+INNER = "optimizers", "optimizer", "base_optimizer", "inner_optimizer", "_optimizer"
+"""Attributes under which a container or a wrapper has its optimizers."""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What happens to a parameter.
+
+    Attributes:
+        optimizer: name of the class. group: number of its group there.
+        method: "orthogonalizing", "preconditioning", "by role" or "elementwise".
+        is_vector_safe: whether a vector may be there, too.
+        weight_decay: of the group.
+    """
+
+    optimizer: str
+    group: int
+    method: str
+    is_vector_safe: bool
+    weight_decay: float
+
+
+def flat_optimizers(optimizers: Any) -> list[Any]:
+    """The optimizers in lists, dicts, containers and wrappers, each once.
+
+    Raises ValueError if there is something without `param_groups`.
+    """
+    flat: list[Any] = []
+    for optimizer in _flat(optimizers):
+        if all(optimizer is not known for known in flat):
+            flat.append(optimizer)
+    return flat
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+        return
+    inner = _inner(value)
+    if inner is not None:
+        yield from _flat(inner)
+    elif hasattr(value, "param_groups"):
+        yield value
+    else:
+        raise ValueError(
+            "audit: expected an optimizer with param_groups, or a list of these; got "
+            f"{type(value).__name__}"
+        )
+
+
+def _inner(value: Any) -> Any:
+    """What a container or a wrapper has inside; None for an optimizer."""
+    if type(value).__name__ in BY_ROLE:
+        return None
+    for name in INNER:
+        inner = vars(value).get(name) if hasattr(value, "__dict__") else None
+        items = inner if isinstance(inner, list | tuple) else [inner]
+        if items and all(hasattr(item, "param_groups") for item in items):
+            return inner
+    return None
+
+
+def treatments(optimizers: Iterable[Any]) -> dict[int, list[Treatment]]:
+    """id of each parameter -> what its optimizers do with it."""
+    found: dict[int, list[Treatment]] = {}
+    for optimizer in optimizers:
+        for number, group in enumerate(optimizer.param_groups):
+            for p in group["params"]:
+                treatment = _treatment(optimizer, number, group, p)
+                found.setdefault(id(p), []).append(treatment)
+    return found
+
+
+def _treatment(
+    optimizer: Any, number: int, group: Mapping[str, Any], p: Tensor
+) -> Treatment:
+    name, package = type(optimizer).__name__, type(optimizer).__module__.split(".")[0]
+    flag = _flag(group, p)
+    if name in BY_ROLE:
+        method = "by role"
+    elif flag is not None:
+        method = "orthogonalizing" if flag else "elementwise"
+    elif ORTHOGONALIZING.search(name):
+        method = "orthogonalizing"
+    elif PRECONDITIONING.search(name):
+        method = "preconditioning"
+    else:
+        method = "elementwise"
+    is_vector_safe = flag is None and package in WITH_FALLBACK
+    if method == "orthogonalizing" and is_vector_safe and p.dim() < 2:
+        method = "elementwise"
+    decay = group.get("weight_decay") or 0.0
+    return Treatment(name, number, method, is_vector_safe, float(decay))
+
+
+def _flag(group: Mapping[str, Any], p: Tensor) -> bool | None:
+    """Whether a group, or a parameter, says that it is orthogonalized; None if neither
+    says anything."""
+    if group.get("use_fallback") is not None:
+        return not group["use_fallback"]
+    if group.get("use_muon") is not None:
+        return bool(group["use_muon"])
+    algorithm = group.get("algorithm")
+    if isinstance(algorithm, str):
+        return bool(ORTHOGONALIZING.search(algorithm))
+    return getattr(p, "use_muon", None)

@@ -1,0 +1,207 @@
+"""`audit`: the parameters of a network, who optimizes them, and what is wrong."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from ngopt.audit.optimizers import Treatment, flat_optimizers, treatments
+from ngopt.graph.build import build_graph
+from ngopt.roles.from_graph import roles_of
+from ngopt.roles.logical_matrices import matrices_of_graph
+from ngopt.roles.optimizer_groups import kind_of
+
+HIDDEN = "matrix", "stack"
+OF_MATRICES = "orthogonalizing", "preconditioning"
+NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class AuditedParameter:
+    """A parameter of the network.
+
+    Attributes:
+        role: as of `optimizer_groups`.
+        matrices: number of matrices inside it; 0 for vectors.
+        optimizer: name of the class that optimizes it, None if there is none. group:
+            number of its group there.
+        problems: what is wrong, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    matrices: int
+    optimizer: str | None
+    group: int | None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` returns; as text a table.
+
+    Attributes:
+        parameters: those that need a gradient, in the order of the network.
+        problems: that are not of a parameter of the network.
+        notes: what is no problem and should be known.
+    """
+
+    parameters: tuple[AuditedParameter, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems and not any(p.problems for p in self.parameters)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"is_right": self.is_right, **asdict(self)}
+
+    def __str__(self) -> str:
+        return table_of(self)
+
+
+def audit(optimizer: Any, model: nn.Module, example_input: Any = None) -> Audit:
+    """Whether an optimizer has the right parameters of a model.
+
+    What is wrong: a hidden matrix without the optimizer of matrices that others have;
+    an embedding or a vector with one that orthogonalizes; a parameter of several
+    matrices that is orthogonalized as one; a parameter that no optimizer has, or more
+    than one; weight decay of norms and biases; a parameter that is not of the model.
+    Optimizers of matrices are known by names of classes (Muon, Dion, SOAP, Shampoo) and
+    by "use_muon", "use_fallback" and "algorithm" of groups.
+
+    Args:
+        optimizer: Of any library; a list, dict, container or wrapper of optimizers.
+        model, example_input: As for `build_graph`.
+
+    Raises:
+        TypeError: If `model` is no module.
+        ValueError: As `build_graph`, and if there is no optimizer.
+
+    Examples:
+        >>> print(ngopt.audit([muon, adamw], model, example_input))
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"audit: model: expected a torch.nn.Module; got {type(model).__name__}"
+        )
+    treated = treatments(flat_optimizers(optimizer))
+    graph = build_graph(model, example_input)
+    stacks = matrices_of_graph(graph)
+    named = dict(model.named_parameters())
+    methods = {x.method for several in treated.values() for x in several}
+    has_matrix_method = not methods.isdisjoint(OF_MATRICES)
+    has_matrix_method |= any("uon" in x.optimizer for y in treated.values() for x in y)
+    parameters = []
+    for role in roles_of(graph):
+        p = named[role.name]
+        if not p.requires_grad:
+            continue
+        kind, of_it = kind_of(role, p), treated.pop(id(p), [])
+        count = sum(stack.shape[0] for stack in stacks[role.name])
+        problems = _problems(kind, count, of_it, has_matrix_method)
+        first = of_it[0] if of_it else None
+        parameters.append(
+            AuditedParameter(
+                role.name,
+                tuple(p.shape),
+                kind,
+                count,
+                first and first.optimizer,
+                first and first.group,
+                tuple(problems),
+            )
+        )
+    frozen = {id(p) for p in named.values() if not p.requires_grad}
+    strangers = [x[0] for key, x in treated.items() if key not in frozen]
+    return Audit(tuple(parameters), _strange(strangers), _notes(has_matrix_method))
+
+
+def _problems(
+    kind: str, count: int, of_it: Sequence[Treatment], has_matrix_method: bool
+) -> list[str]:
+    if not of_it:
+        return ["no optimizer has it"]
+    problems = []
+    if len(of_it) > 1:
+        names = " and ".join(sorted({x.optimizer for x in of_it}))
+        problems.append(f"{len(of_it)} groups have it, of {names}")
+    for treatment in of_it:
+        name, method = treatment.optimizer, treatment.method
+        if kind in HIDDEN and method == "elementwise" and has_matrix_method:
+            problems.append(f"a hidden matrix, with an elementwise update of {name}")
+        if method == "orthogonalizing":
+            if kind == "embedding":
+                problems.append(f"an embedding, orthogonalized by {name}")
+            elif not count:
+                problems.append(f"no matrix, orthogonalized by {name}")
+            elif count > 1:
+                problems.append(f"{count} matrices, orthogonalized as one by {name}")
+        if kind in ("norm", "bias") and treatment.weight_decay:
+            problems.append(f"weight decay of {treatment.weight_decay:g} on a {kind}")
+    return problems
+
+
+def _strange(treated: Sequence[Treatment]) -> tuple[str, ...]:
+    """Problems with parameters of optimizers that the model does not have."""
+    counts = Counter(x.optimizer for x in treated)
+    return tuple(
+        f"{n} parameters of {name} are not of the model: it was made for another "
+        "model, or before parameters were replaced"
+        for name, n in counts.items()
+    )
+
+
+def _notes(has_matrix_method: bool) -> tuple[str, ...]:
+    if has_matrix_method:
+        return ()
+    return ("no optimizer of matrices is there, such as Muon or SOAP",)
+
+
+def table_of(audit: Audit) -> str:
+    """A table of parameters, equal ones of several layers in one row, and problems."""
+    alike: dict[tuple, list[AuditedParameter]] = defaultdict(list)
+    for p in audit.parameters:
+        name = NUMBERS.sub("*", p.name)
+        key = name, p.shape, p.role, p.matrices, p.optimizer, p.group, p.problems
+        alike[key].append(p)
+    header = "parameter", "shape", "role", "matrices", "optimizer", "group", "wrong"
+    rows = [header]
+    for key, members in alike.items():
+        name, shape, role, matrices, optimizer, group, problems = key
+        if len(members) == 1:
+            name = members[0].name
+        elif len(members) > 1:
+            name = f"{name} ({len(members)})"
+        rows.append(
+            (
+                name,
+                " x ".join(map(str, shape)) or "()",
+                role,
+                str(matrices or ""),
+                optimizer or "none",
+                "" if group is None else str(group),
+                "; ".join(problems),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    wrong = sum(bool(p.problems) for p in audit.parameters)
+    lines.append("")
+    lines += [f"wrong: {problem}" for problem in audit.problems]
+    lines += [f"note: {note}" for note in audit.notes]
+    count = len(audit.parameters)
+    if audit.is_right:
+        lines.append(f"{count} parameters: nothing is wrong")
+    else:
+        lines.append(f"{wrong} of {count} parameters are wrong")
+    return "\n".join(lines)
