@@ -22,9 +22,7 @@ def parser() -> argparse.ArgumentParser:
     text = "of a torch.nn.Module, or of a function or class that makes one"
     options.add_argument("model", metavar="module:name", help=text)
     text = "of a function of the model that returns its optimizer, or a list of them"
-    options.add_argument(
-        "--optimizer", metavar="module:name", required=True, help=text
-    )
+    options.add_argument("--optimizer", metavar="module:name", required=True, help=text)
     add_example_options(options)
     options.add_argument("--json", action="store_true", help="print JSON, not a table")
     return options

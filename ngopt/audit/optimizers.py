@@ -41,12 +41,14 @@ class Treatment:
 def flat_optimizers(optimizers: Any) -> list[Any]:
     """The optimizers in lists, dicts, containers and wrappers, each once.
 
-    Raises ValueError if there is something without `param_groups`.
+    Raises ValueError if there is none, or something without `param_groups`.
     """
     flat: list[Any] = []
     for optimizer in _flat(optimizers):
         if all(optimizer is not known for known in flat):
             flat.append(optimizer)
+    if not flat:
+        raise ValueError("audit: expected an optimizer; got none")
     return flat
 
 

@@ -234,17 +234,22 @@ class _Edges:
         for block in self.graph.blocks_into(bias.group):
             if block.kind == "gamma" or self._scales_norm(block):
                 return "norm"
-        return "bias" if bias.group in self.made_by_weights else "other"
+        is_aggregate = self.graph.groups[bias.group].kind in ("product", "pool")
+        is_linear = is_aggregate or bias.group in self.made_by_weights
+        return "bias" if is_linear else "other"
 
 
 def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:
     """For every group whether it leads to an output, and to no further matrix.
 
-    Pinned neurons are outputs, too: an unknown function, such as a loss, reads them.
+    Pinned neurons, which an unknown function such as a loss reads, are outputs if no
+    matrix leads to another output.
     """
+    ends = [group.role == "output" for group in graph.groups]
+    are_found = any(ends[b.target] and mixes_neurons(b) for b in graph.blocks)
     reaches = []
-    for group in graph.groups:
-        is_end = group.role == "output" or group.is_pinned
+    for is_output, group in zip(ends, graph.groups, strict=True):
+        is_end = is_output or (group.is_pinned and not are_found)
         reaches.append(is_end and group.kind != "position")
     mixed = [False] * len(graph.groups)
     before: tuple[list[bool], list[bool]] | None = None
@@ -281,10 +286,18 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         sources = set()
         for statistic in statistics:
             sources |= pooled[statistic]
+        if any(_weighs(graph, factors - statistics, source) for source in sources):
+            continue  # a score, the sum of neurons times learned weights
         pooled_by[number] = sources
         for factor in factors - statistics - sources:
             pooled_by[factor] = sources
     return pooled_by
+
+
+def _weighs(graph: NeuralGraph, factors: set[int], group: int) -> bool:
+    """Whether a group is a product of some of the factors and a parameter."""
+    into = graph.blocks_into(group)
+    return any(block.source in factors and block.view is not None for block in into)
 
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:

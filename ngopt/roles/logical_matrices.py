@@ -1,9 +1,11 @@
 """The matrices inside parameters, for any optimizer: `ngopt.matrices`."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ngopt.graph.build import build_graph
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.roles.from_graph import roles_of
+from ngopt.roles.from_graph import ParameterRole, roles_of
 from ngopt.roles.matrices import Ends, MatrixBlock
 from ngopt.roles.neuron_usage import usage
 
@@ -133,48 +135,76 @@ def matrices_of_graph(
 ) -> dict[str, tuple[MatrixStack, ...]]:
     """See `matrices`."""
     by_head, by_use = usage(graph), usage(graph, heads_differ=False)
-    stacks = {}
-    for role in roles_of(graph):
-        singles: dict[tuple, list[_Single]] = defaultdict(list)
-        for number, block in enumerate(role.blocks):
-            for single in _singles(block):
-                use = _label(single.ends, by_use)
-                alike = use if use else -1 - number
-                singles[alike, single.rows, single.columns].append(single)
-        parts: list[MatrixStack] = []
-        for members in singles.values():
-            members.sort(key=lambda single: single.offset)
-            labels = [_label(single.ends, by_head) for single in members]
-            size = 1
-            if len(set(labels)) == len(members):  # each is another head
-                size = min(heads or len(members), len(members))
-            if len(members) % size:
-                raise ValueError(
-                    f"matrices: heads: expected a divisor of {len(members)}, the "
-                    f"heads of '{role.name}'; got {heads}"
-                )
-            parts += _stacked(members, size)
-        stacks[role.name] = tuple(sorted(parts, key=lambda stack: stack.offset))
-    return stacks
+    return {
+        role.name: _stacks(role, by_head, by_use, heads) for role in roles_of(graph)
+    }
+
+
+def _stacks(
+    role: ParameterRole,
+    by_head: Sequence[np.ndarray],
+    by_use: Sequence[np.ndarray],
+    heads: int | None,
+) -> tuple[MatrixStack, ...]:
+    """by_head, by_use: see `usage`."""
+    parts: dict[tuple, dict[int, list[_Single]]] = {}
+    for number, single in enumerate(_singles(role.blocks)):
+        use = _label(single.ends, by_use)
+        # nothing is known of use 0: each is a matrix of its own
+        origin = (single.origin, use) if use else (-1, number)
+        by_label = parts.setdefault((origin, single.rows, single.columns), {})
+        by_label.setdefault(_label(single.ends, by_head), []).append(single)
+    alike: dict[tuple[Axes, Axes], list[int]] = defaultdict(list)
+    for (_, rows, columns), by_label in parts.items():
+        members = list(by_label.values())
+        size = min(heads or len(members), len(members))
+        if len(members) % size:
+            raise ValueError(
+                f"matrices: heads: expected a divisor of {len(members)}, the heads of "
+                f"'{role.name}'; got {heads}"
+            )
+        for start in range(0, len(members), size):
+            together = chain.from_iterable(members[start : start + size])
+            offsets = sorted(single.offset for single in together)
+            axes = nested_axes(offsets)
+            if axes is None:  # rows at uneven distances stay apart
+                alike[rows, columns] += offsets
+            else:
+                alike[_simple([*axes, *rows]), columns].append(offsets[0])
+    stacks = []
+    for (rows, columns), offsets in alike.items():
+        axes = nested_axes(sorted(offsets))
+        if axes is None:
+            stacks += [MatrixStack(offset, (), rows, columns) for offset in offsets]
+        else:
+            stacks.append(MatrixStack(min(offsets), _simple(axes), rows, columns))
+    return tuple(sorted(stacks, key=attrgetter("offset")))
 
 
 class _Single(NamedTuple):
-    """A matrix of one use and, in attention, of one head. ends: of its rows."""
+    """Rows of one use and, in attention, of one head. ends: of the rows."""
 
     offset: int
     rows: Axes
     columns: Axes
     ends: Ends
+    origin: int
 
 
-def _singles(block: MatrixBlock) -> Iterator[_Single]:
-    view = block.view
-    k, *_ = view.shape
-    _, rows, *columns = map(Axis, view.shape, view.strides)
-    for i in range(k):
-        ends = block.rows[i] if block.rows else ()
-        offset = view.offset + i * view.strides[0]
-        yield _Single(offset, _simple([rows]), _simple(columns), ends)
+def _singles(blocks: Sequence[MatrixBlock]) -> list[_Single]:
+    """In the order of the parameter."""
+    singles = []
+    for block in blocks:
+        view = block.view
+        k, *_ = view.shape
+        _, rows, *columns = map(Axis, view.shape, view.strides)
+        for i in range(k):
+            ends = block.rows[i] if block.rows else ()
+            origin = block.origins[i] if block.origins else -1
+            offset = view.offset + i * view.strides[0]
+            axes = _simple([rows]), _simple(columns)
+            singles.append(_Single(offset, *axes, ends, origin))
+    return sorted(singles, key=attrgetter("offset"))
 
 
 def _label(ends: Ends, labels: Sequence[np.ndarray]) -> int:
@@ -183,28 +213,6 @@ def _label(ends: Ends, labels: Sequence[np.ndarray]) -> int:
         return 0
     group, index = ends[0]
     return int(labels[group][index[0] if index else 0])
-
-
-def _stacked(singles: Sequence[_Single], size: int) -> Iterator[MatrixStack]:
-    """Matrices of `size` heads each, in stacks of those that lie at even distances."""
-    alike: dict[tuple[Axes, Axes], list[int]] = defaultdict(list)
-    for start in range(0, len(singles), size):
-        members = singles[start : start + size]
-        first = members[0]
-        heads = nested_axes([single.offset for single in members])
-        if heads is None:
-            for single in members:
-                alike[single.rows, single.columns].append(single.offset)
-        else:
-            rows = _simple([*heads, *first.rows])
-            alike[rows, first.columns].append(first.offset)
-    for (rows, columns), offsets in alike.items():
-        batch = nested_axes(offsets)
-        if batch is None:
-            for offset in offsets:
-                yield MatrixStack(offset, (), rows, columns)
-        else:
-            yield MatrixStack(offsets[0], _simple(batch), rows, columns)
 
 
 def nested_axes(offsets: Sequence[int]) -> Axes | None:

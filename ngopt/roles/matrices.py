@@ -40,11 +40,14 @@ class MatrixBlock:
         rows, columns: for each of the k matrices, the neurons that it leads to and that
             it reads, in order. Matrices with equal `columns` and kernels of one size
             read the same neurons. () for each matrix if that is known from names alone.
+        origins: for each of the k matrices, a number: those with the same one are rows
+            of one matrix, which are used differently or by different heads.
     """
 
     view: View
     rows: tuple[Ends, ...] = ()
     columns: tuple[Ends, ...] = ()
+    origins: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,14 @@ class MatrixPiece:
     """One matrix or a part of its columns.
 
     view: (rows, *columns). is_depthwise: whether each row reads another neuron; such
-    rows stay together.
+    rows stay together. origin: see `MatrixBlock`.
     """
 
     view: View
     targets: Ends
     sources: Ends
     is_depthwise: bool = False
+    origin: int = 0
 
 
 OFFSET = attrgetter("view.offset")
@@ -87,7 +91,8 @@ def matrices(
     pieces = _joined_rows(_joined_columns(pieces, spec.shape))
     parts = []
     numel = 0
-    for piece in pieces:
+    for origin, piece in enumerate(pieces):
+        piece = replace(piece, origin=origin)
         parts += [piece] if usage is None else _by_usage(piece, usage)
         numel += piece.view.numel
     if numel != spec.numel:
@@ -278,7 +283,8 @@ def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
 
 
 def _by_usage(piece: MatrixPiece, usage: Sequence[np.ndarray]) -> Iterator[MatrixPiece]:
-    """A matrix for all rows with the same use, if they lie at even distances."""
+    """A matrix for all rows with the same use; several, of neighbours, if these rows
+    do not lie at even distances."""
     if piece.is_depthwise:
         yield piece
         return
@@ -289,8 +295,11 @@ def _by_usage(piece: MatrixPiece, usage: Sequence[np.ndarray]) -> Iterator[Matri
     parts, steps = [], []
     for label in np.unique(used):
         rows = np.flatnonzero(used == label)
-        parts.append(rows)
-        steps.append(np.unique(np.diff(rows)))
+        runs = [rows]
+        if len(np.unique(np.diff(rows))) > 1:
+            runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        parts += runs
+        steps += [np.unique(np.diff(run)) for run in runs]
     if len(parts) == 1 or any(len(step) != 1 for step in steps):
         yield piece
         return
@@ -300,7 +309,7 @@ def _by_usage(piece: MatrixPiece, usage: Sequence[np.ndarray]) -> Iterator[Matri
         strides = (row * int(step[0]), *columns)
         offset = piece.view.offset + row * int(rows[0])
         view = replace(piece.view, shape=shape, strides=strides, offset=offset)
-        yield MatrixPiece(view, _ends(targets.group, numbers[rows]), piece.sources)
+        yield replace(piece, view=view, targets=_ends(targets.group, numbers[rows]))
 
 
 def _merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
@@ -322,5 +331,6 @@ def _merged(pieces: Iterable[MatrixPiece]) -> tuple[MatrixBlock, ...]:
             view = replace(first, shape=shape, strides=strides)
             rows = tuple(piece.targets for piece in stack)
             columns = tuple(piece.sources for piece in stack)
-            blocks.append(MatrixBlock(view, rows, columns))
+            origins = tuple(piece.origin for piece in stack)
+            blocks.append(MatrixBlock(view, rows, columns, origins))
     return tuple(blocks)

@@ -43,7 +43,7 @@ def usage(graph: NeuralGraph, heads_differ: bool = True) -> list[np.ndarray]:
     """A label for each neuron of every group, (n,): equal labels are equal uses.
 
     Products define how their factors are used. Uses propagate back to the weights
-    through functions of one neuron, or of pairs (rotary embeddings).
+    through functions of one neuron, or of pairs (rotary embeddings), and through norms.
 
     heads_differ: whether use by another head of an attention is another use.
     """
@@ -51,14 +51,29 @@ def usage(graph: NeuralGraph, heads_differ: bool = True) -> list[np.ndarray]:
     labels = _Labels(graph, heads_differ)
     # blocks are in the order of the forward pass
     for block in reversed(graph.blocks):
-        if block.source == block.target or block.shape[1:] != (1, 1):
+        _, n_target, n_source = block.shape
+        if block.source == block.target or n_source != 1:
             continue
         is_product = graph.groups[block.target].kind == "product"
-        if is_product and block.kind in ("left", "right"):
+        is_factor = is_product and block.kind in ("left", "right")
+        if is_factor and not _is_normalised(graph, block):
             labels.add(block, labels.of_factors(block))
-        elif block.target not in from_weights:
+        elif n_target == 1 and (
+            is_factor or block.kind == "residual" or block.target not in from_weights
+        ):
             labels.add(block, labels.of_groups[block.target][labels.targets(block)])
+    labels.complete()
     return labels.of_groups
+
+
+def _is_normalised(graph: NeuralGraph, block: EdgeBlock) -> bool:
+    """Whether the other factor of a product is pooled from the source of this one."""
+    for factor in graph.blocks_into(block.target):
+        if factor.kind in ("left", "right") and factor.source != block.source:
+            pools = graph.blocks_into(factor.source)
+            if any(x.kind == "pool" and x.source == block.source for x in pools):
+                return True
+    return False
 
 
 class _Labels:
@@ -69,7 +84,8 @@ class _Labels:
         self.of_groups: list[np.ndarray] = []
         self.heads: dict[int, np.ndarray] = {}  # of the neurons of products
         self._labels: dict[tuple, int] = {}
-        scores = _scores(graph)
+        heads = _heads(graph)
+        scores = _scores(graph, heads)
         for number, group in enumerate(graph.groups):
             self.of_groups.append(np.zeros(group.size, np.int64))
             if group.kind == "product":
@@ -80,13 +96,13 @@ class _Labels:
         for block in graph.blocks:
             _, n_target, n_source = block.shape
             source, target = block.source, block.target
-            is_pooled = graph.groups[target].kind == "head"
-            if block.kind == "pool" and is_pooled and source in self.heads:
-                heads = np.repeat(self.targets(block), n_source)
-                self.heads[source][self._sources(block)] = heads
-            elif block.kind == "left" and source in scores and target in self.heads:
-                heads = np.repeat(self._sources(block), n_target)
-                self.heads[target][self.targets(block)] = heads
+            if block.kind == "pool" and target in heads and source in self.heads:
+                numbers = np.repeat(self.targets(block), n_source)
+                self.heads[source][self._sources(block)] = numbers
+            is_weight = block.kind in ("left", "right") and source in scores
+            if is_weight and target in self.heads and n_target > 1:
+                numbers = np.repeat(self._sources(block), n_target)
+                self.heads[target][self.targets(block)] = numbers
 
     def _sources(self, block: EdgeBlock) -> np.ndarray:
         return neurons(block.source_index, self.graph.groups[block.source].size)
@@ -95,7 +111,14 @@ class _Labels:
         return neurons(block.target_index, self.graph.groups[block.target].size)
 
     def of_factors(self, block: EdgeBlock) -> np.ndarray:
-        """Labels of how the targets of a block, products, use its sources."""
+        """Labels of how the targets of a block, products, use its sources.
+
+        A factor of several products, such as a gate of all neurons of a head, is used
+        in the same way in all heads.
+        """
+        count, n_target, _ = block.shape
+        if n_target > 1:
+            return np.full(count, self._label((block.target, block.kind, None)))
         head_of_targets = self.heads[block.target][self.targets(block)]
         heads, which = np.unique(head_of_targets, return_inverse=True)
         uses = [(block.target, block.kind, head) for head in heads.tolist()]
@@ -113,14 +136,49 @@ class _Labels:
             labels.append(self._label((old, new)) if is_combined else old or new)
         known[sources] = np.array(labels, np.int64)[which.ravel()]
 
+    def complete(self) -> None:
+        """Labels neurons without a label by the groups that they lead to, where other
+        neurons of their group have one."""
+        groups = self.of_groups
+        are_mixed = [0 < np.count_nonzero(known) < len(known) for known in groups]
+        have_none = [known == 0 for known in groups]
+        for block in self.graph.blocks:
+            source = block.source
+            if are_mixed[source] and block.target != source and block.shape[2] == 1:
+                label = self._label((block.target, block.kind, "only"))
+                has_none = have_none[source][self._sources(block)]
+                self.add(block, np.where(has_none, label, 0))
+
     def _label(self, key: tuple) -> int:
         """The label of a use (product, side, head), or of a pair of labels."""
         return self._labels.setdefault(key, len(self._labels) + 1)
 
 
-def _scores(graph: NeuralGraph) -> set[int]:
+def _heads(graph: NeuralGraph) -> set[int]:
+    """Groups of attention heads: several sums of products, one for each head, that are
+    factors of several neurons each.
+
+    The products are of two neurons, or of a neuron and a parameter.
+    """
+    heads = {i for i, group in enumerate(graph.groups) if group.kind == "head"}
+    factors = set()
+    for block in graph.blocks:
+        if block.kind in ("left", "right") and block.shape[1] > 1:
+            factors.add(block.source)
+    for block in graph.blocks:
+        if block.kind == "pool" and block.shape[0] > 1:
+            into = graph.blocks_into(block.source)
+            is_scaled = any(x.kind == "scale" and is_diagonal(x) for x in into)
+            is_product = graph.groups[block.source].kind == "product"
+            if is_scaled or is_product:
+                is_factor = not factors.isdisjoint(_scores(graph, {block.target}))
+                heads |= {block.target} if is_factor else set()
+    return heads
+
+
+def _scores(graph: NeuralGraph, heads: set[int]) -> set[int]:
     """Groups of attention heads, and functions of one head each: biases, factors."""
-    scores = {i for i, group in enumerate(graph.groups) if group.kind == "head"}
+    scores = set(heads)
     for block in graph.blocks:
         is_elementwise = block.shape[1:] == (1, 1) and not is_dense(block)
         is_product = graph.groups[block.target].kind == "product"

@@ -11,7 +11,13 @@ from torch.fx import Node
 
 from ngopt.graph.rules.registry import aten, register_layer_rule
 from ngopt.graph.tracing.tracer import AppliedFunction, Tracer
-from ngopt.graph.tracing.values import Neurons, Value, has_duplicates, unique_pairs
+from ngopt.graph.tracing.values import (
+    Neurons,
+    Value,
+    has_duplicates,
+    same_along,
+    unique_pairs,
+)
 
 
 class NeuronPairs(NamedTuple):
@@ -61,6 +67,8 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
     the newer layer is in several pairs, or if each operand has older and newer nodes.
     """
     combined = NeuronPairs.of(tracer, call, a, b)
+    if has_duplicates(combined.pairs.amax(0)) and _unify_places(tracer, a, b):
+        combined = NeuronPairs.of(tracer, call, a, b)
     older, newer = combined.pairs
     # numbers grow with each layer, and the lowest number stands for unified nodes
     if (older >= newer).any():
@@ -78,6 +86,21 @@ def sum_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
         return combined.result(tracer.nodes.find(newer), is_pristine=True)
     tracer.edges(None, older, newer, "residual")
     return combined.result(newer)
+
+
+def _unify_places(tracer: Tracer, a: Neurons, b: Neurons) -> bool:
+    """Unifies the neurons of an operand that differ between places where those of the
+    other are the same: a class token and patches, to which a table of positions is
+    added. Returns whether any were unified."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    labels = [tracer.nodes.find(x.labels.expand(shape)) for x in (a, b)]
+    is_same = [[same_along(x, d) for d in range(len(shape))] for x in labels]
+    for x, of_x, of_other in zip(labels, is_same, is_same[::-1], strict=True):
+        dims = [d for d, same in enumerate(of_other) if not same]
+        differs = any(same and not of_x[d] for d, same in enumerate(of_other))
+        if dims and differs and tracer.unify_places(x, dims) is not None:
+            return True
+    return False
 
 
 def difference_of(tracer: Tracer, call: Node, a: Neurons, b: Neurons) -> Neurons:
@@ -134,7 +157,7 @@ def view_as_complex(tracer: Tracer, call: Node, x: Value) -> Value:
     if (rows <= 0).any():
         return tracer.unknown(call)
     left, right = rows.T
-    nodes = tracer.nodes.new(call.name, len(rows), "product", rows.T)
+    nodes = tracer.nodes.new(call.name, len(rows), "neuron", rows.T)
     edges_per_use(tracer, left, nodes, "left")
     edges_per_use(tracer, right, nodes, "right")
     labels = nodes[which].reshape(labels.shape[:-1])
@@ -153,7 +176,7 @@ def view_as_real(tracer: Tracer, call: Node, x: Value) -> Value:
     parts = []
     for kind in ("left", "right"):
         name = f"{call.name}.{kind}"
-        nodes = tracer.nodes.new(name, len(numbers), "product", numbers[None])
+        nodes = tracer.nodes.new(name, len(numbers), "neuron", numbers[None])
         tracer.edges(None, numbers, nodes, kind)
         parts.append(nodes)
     labels = torch.stack(parts, -1)[which]

@@ -2,20 +2,25 @@
 `python -m tests.ngopt.roles.labelled.check gpt2 bloom`, or all without names."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from math import prod
 from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ngopt import parameter_roles
-from ngopt.roles.from_graph import ParameterRole
+from ngopt import build_graph
+from ngopt.roles.from_graph import roles_of
+from ngopt.roles.logical_matrices import MatrixStack, matrices_of_graph
 from tests.ngopt.roles import labelled
 from tests.ngopt.roles.labelled.expand import (
     LABELS,
+    Label,
     elements_of,
     labels_of,
     wrong_elements,
@@ -33,60 +38,87 @@ def network(name: str) -> tuple[nn.Module, Any]:
     raise ValueError(f"no function '{name}' in modules of_* of {labelled.__name__}")
 
 
-def elements_of_role(role: ParameterRole, shape: Sequence[int]) -> list[np.ndarray]:
-    """The numbers of elements of the matrices of a role, (rows, columns) each."""
-    numbers = np.arange(prod(shape))
-    found = []
-    for block in role.blocks:
-        strides = [stride * numbers.itemsize for stride in block.view.strides]
-        after = numbers[block.view.offset :]
-        stack = np.lib.stride_tricks.as_strided(after, block.view.shape, strides)
-        found += [matrix.reshape(len(matrix), -1) for matrix in stack]
-    return found
+@dataclass(frozen=True)
+class Mistakes:
+    """Numbers of elements of a network, and of wrong ones, with lines that say which.
+
+    wrong: role or matrix. wrong_heads: matrices of single heads, of parameters whose
+    labels have heads.
+    """
+
+    elements: int
+    wrong: int
+    wrong_heads: int
+    lines: list[str]
 
 
-def mistakes(name: str) -> tuple[int, int, list[str]]:
-    """(elements, wrong ones, one line per wrong parameter) of a labelled network."""
+def mistakes(name: str) -> Mistakes:
+    """What the graph gets wrong in a labelled network."""
     model, example = network(name)
     params = dict(model.named_parameters())
     shapes = {key: tuple(p.shape) for key, p in params.items()}
     labels = labels_of(name, shapes)
-    roles = parameter_roles(model, example)
-    total = wrong = 0
+    graph = build_graph(model, example)
+    roles = {role.name: role.role for role in roles_of(graph)}
+    wrong = wrong_heads = 0
     lines = []
+    whole, by_head = matrices_of_graph(graph), matrices_of_graph(graph, heads=1)
     for key, shape in shapes.items():
-        total += prod(shape)
-        expected, got = labels[key]["role"], roles[key].role
-        if expected != got:
-            wrong += prod(shape)
-            lines.append(f"{key} {shape}: {expected} expected; got {got}")
-        elif roles[key].blocks:
-            matrices = elements_of(labels[key], shape, heads_apart=True)
-            count = sum(x.size for x in matrices)
-            assert count == prod(shape), f"{key}: {count} of {prod(shape)} labelled"
-            split = elements_of_role(roles[key], shape)
-            numbers = wrong_elements(matrices, split)
-            if len(numbers):
-                wrong += len(numbers)
-                sizes = sorted({x.shape for x in matrices})
-                others = sorted({x.shape for x in split})
-                lines.append(
-                    f"{key} {shape}: {len(numbers)} elements: "
-                    f"{len(matrices)} of {sizes} expected; got {len(split)} of {others}"
-                )
-    return total, wrong, lines
+        label, count = labels[key], prod(shape)
+        numbers = torch.arange(count).reshape(shape)
+        if label["role"] != roles[key]:
+            wrong += count
+            lines.append(f"{key} {shape}: {label['role']} expected; got {roles[key]}")
+        elif whole[key]:
+            line, bad = _compared(label, numbers, whole[key], heads_apart=False)
+            wrong += bad
+            lines += [f"{key} {shape}: {line}"] * bool(bad)
+            if any("heads" in entry for entry in label.get("matrices", ())):
+                line, bad = _compared(label, numbers, by_head[key], heads_apart=True)
+                wrong_heads += bad
+                lines += [f"{key} {shape}: by head: {line}"] * bool(bad)
+    elements = sum(map(prod, shapes.values()))
+    return Mistakes(elements, wrong, wrong_heads, lines)
+
+
+def _compared(
+    label: Label, numbers: Tensor, stacks: Sequence[MatrixStack], heads_apart: bool
+) -> tuple[str, int]:
+    """A line about matrices that differ from a label's, and their elements."""
+    expected = elements_of(label, numbers.shape, heads_apart)
+    count = sum(x.size for x in expected)
+    assert count == numbers.numel(), f"{count} of {numbers.numel()} are labelled"
+    got = [matrix.numpy() for stack in stacks for matrix in stack.read(numbers)]
+    wrong = len(wrong_elements(expected, got))
+    return f"{wrong} elements: {_sizes(expected)} expected; got {_sizes(got)}", wrong
+
+
+def _sizes(matrices: Sequence[np.ndarray]) -> str:
+    counts = Counter(f"{len(x)} x {len(x[0])}" for x in matrices)
+    return ", ".join(f"{n} of {size}" for size, n in counts.items())
 
 
 def main(names: Sequence[str]) -> None:
+    total = wrong = 0
     for name in names or sorted(path.stem for path in LABELS.glob("*.json")):
         try:
-            total, wrong, lines = mistakes(name)
+            result = mistakes(name)
         except ImportError as error:
             print(f"{name:24}  skipped: {error}")
             continue
-        print(f"{name:24}  {wrong:>8,} of {total:>8,} elements wrong")
-        for line in lines:
+        except ValueError as error:
+            print(f"{name:24}  {error}")
+            continue
+        total += result.elements
+        wrong += result.wrong
+        print(
+            f"{name:24}  {result.wrong:>8,} of {result.elements:>8,} elements wrong, "
+            f"{result.wrong_heads:>8,} by head",
+            flush=True,
+        )
+        for line in result.lines:
             print(f"    {line}")
+    print(f"{wrong:,} of {total:,} elements wrong")
 
 
 if __name__ == "__main__":
