@@ -133,6 +133,7 @@ class _Edges:
         self.is_last = _leads_only_to_outputs(graph)
         self.normalised = _normalised(graph)
         self.made_by_weights = made_by_weights(graph)
+        self.only_added = _only_added(graph, self.made_by_weights)
         self.spread: dict[int, set[int]] = {}  # targets of "spread" edges, by source
         for block in graph.blocks:
             if block.kind == "spread":
@@ -171,6 +172,11 @@ class _Edges:
             if is_dense(block):
                 dense.append(block)
                 leads_to_output &= self.is_last[block.target]
+        if tables and spec.name.endswith("bias") and len(spec.shape) == 2:
+            # of experts, a row for each
+            return ParameterRole(
+                spec.name, "bias", depth=groups[tables[0].target].depth
+            )
         if tables:
             return self._matrix(spec.name, "embedding", tables)
         if dense:
@@ -227,6 +233,8 @@ class _Edges:
         if bias.kind == "recurrent":  # of a GRU, or the first state of a layer
             has_gates = is_gated(self.graph, bias.group, bias.slot_shape)
             return "bias" if has_gates else "other"
+        if bias.kind == "value" and bias.group in self.only_added:
+            return "bias"
         if bias.kind != "shift" or bias.slot_shape:
             return "other"
         if bias.group in self.normalised:
@@ -234,9 +242,26 @@ class _Edges:
         for block in self.graph.blocks_into(bias.group):
             if block.kind == "gamma" or self._scales_norm(block):
                 return "norm"
-        is_aggregate = self.graph.groups[bias.group].kind in ("product", "pool")
-        is_linear = is_aggregate or bias.group in self.made_by_weights
-        return "bias" if is_linear else "other"
+        shifted = self.spread.get(bias.group, {bias.group})
+        return "bias" if all(map(self._is_sum, shifted)) else "other"
+
+    def _is_sum(self, group: int) -> bool:
+        """Whether neurons are results of matrices, or sums and products of these."""
+        is_aggregate = self.graph.groups[group].kind in ("product", "pool")
+        return is_aggregate or group in self.made_by_weights
+
+
+def _only_added(graph: NeuralGraph, made_by_weights: set[int]) -> set[int]:
+    """Groups without sources that are added to results of matrices, and lead nowhere
+    else."""
+    leads_elsewhere, is_added = set(), set()
+    has_sources = {block.target for block in graph.blocks}
+    for block in graph.blocks:
+        if block.kind == "residual" and block.target in made_by_weights:
+            is_added.add(block.source)
+        else:
+            leads_elsewhere.add(block.source)
+    return is_added - leads_elsewhere - has_sources
 
 
 def _leads_only_to_outputs(graph: NeuralGraph) -> list[bool]:

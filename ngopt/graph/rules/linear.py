@@ -89,6 +89,10 @@ def dense_layer(
 def add_bias(tracer: Tracer, bias: Value, targets: Tensor) -> None:
     if isinstance(bias, Elements):
         tracer.edges(bias, None, targets, "bias")
+    elif isinstance(bias, Neurons) and bias.shape == targets.shape:
+        # of several parameters, such as of queries and values, 0 of keys
+        is_neuron = bias.labels > 0
+        tracer.edges(None, bias.labels[is_neuron], targets[is_neuron], "residual")
 
 
 def _computed_weight(

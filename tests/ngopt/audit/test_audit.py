@@ -132,7 +132,9 @@ def test_trainer_of_transformers(model):
 
 def test_heavyball_soap(model):
     heavyball = pytest.importorskip("heavyball")
-    assert found(heavyball.SOAP(model.parameters(), lr=1e-3, weight_decay=0), model) == {}
+    assert (
+        found(heavyball.SOAP(model.parameters(), lr=1e-3, weight_decay=0), model) == {}
+    )
 
 
 def test_ngopt_itself(model):
