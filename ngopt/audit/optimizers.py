@@ -85,13 +85,23 @@ def _inner(value: Any) -> Any:
 
 def treatments(optimizers: Iterable[Any]) -> dict[int, list[Treatment]]:
     """id of each parameter -> what its optimizers do with it."""
-    found: dict[int, list[Treatment]] = {}
+    of_parameters: dict[int, list[Treatment]] = {}
     for optimizer in optimizers:
         for number, group in enumerate(optimizer.param_groups):
             for p in group["params"]:
                 treatment = _treatment(optimizer, number, group, p)
-                found.setdefault(id(p), []).append(treatment)
-    return found
+                of_parameters.setdefault(id(p), []).append(treatment)
+    return of_parameters
+
+
+def is_of_matrices(optimizer: Any) -> bool:
+    """Whether an optimizer has another update for matrices, by the name of its class or
+    the settings of a group."""
+    name = type(optimizer).__name__
+    if name in BY_ROLE or ORTHOGONALIZING.search(name) or PRECONDITIONING.search(name):
+        return True
+    groups = optimizer.param_groups
+    return any(_flag(group, p) for group in groups for p in group["params"])
 
 
 def _treatment(

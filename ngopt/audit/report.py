@@ -8,14 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from ngopt.audit.optimizers import Treatment, flat_optimizers, treatments
+from ngopt.audit.optimizers import (
+    Treatment,
+    flat_optimizers,
+    is_of_matrices,
+    treatments,
+)
 from ngopt.graph.build import build_graph
 from ngopt.roles.from_graph import roles_of
 from ngopt.roles.logical_matrices import matrices_of_graph
 from ngopt.roles.optimizer_groups import kind_of
 
 HIDDEN = "matrix", "stack"
-OF_MATRICES = "orthogonalizing", "preconditioning"
 NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -91,13 +95,12 @@ def audit(optimizer: Any, model: nn.Module, example_input: Any = None) -> Audit:
         raise TypeError(
             f"audit: model: expected a torch.nn.Module; got {type(model).__name__}"
         )
-    treated = treatments(flat_optimizers(optimizer))
+    optimizers = flat_optimizers(optimizer)
+    treated = treatments(optimizers)
+    has_matrix_method = any(map(is_of_matrices, optimizers))
     graph = build_graph(model, example_input)
     stacks = matrices_of_graph(graph)
     named = dict(model.named_parameters())
-    methods = {x.method for several in treated.values() for x in several}
-    has_matrix_method = not methods.isdisjoint(OF_MATRICES)
-    has_matrix_method |= any("uon" in x.optimizer for y in treated.values() for x in y)
     parameters = []
     for role in roles_of(graph):
         p = named[role.name]

@@ -59,12 +59,11 @@ class MatrixStack:
     @property
     def is_transposed(self) -> bool:
         """Whether rows are nearer to each other in memory than columns."""
-        strides = [min((x.stride for x in axes), default=0) for axes in self._sides]
-        return 0 < strides[0] < strides[1]
-
-    @property
-    def _sides(self) -> tuple[Axes, Axes]:
-        return self.rows, self.columns
+        row, column = (
+            min((axis.stride for axis in axes), default=0)
+            for axes in (self.rows, self.columns)
+        )
+        return 0 < row < column
 
     def read(self, parameter: Tensor) -> Tensor:
         """The matrices (k, rows, columns) of a tensor of the parameter's shape, such as

@@ -84,14 +84,14 @@ class _Labels:
         self.of_groups: list[np.ndarray] = []
         self.heads: dict[int, np.ndarray] = {}  # of the neurons of products
         self._labels: dict[tuple, int] = {}
-        heads = _heads(graph)
-        scores = _scores(graph, heads)
         for number, group in enumerate(graph.groups):
             self.of_groups.append(np.zeros(group.size, np.int64))
             if group.kind == "product":
                 self.heads[number] = np.full(group.size, -1)
         if not heads_differ:
             return
+        heads = _heads(graph)
+        scores = _scores(graph, heads)
         # the head that products are summed for, or that weights them
         for block in graph.blocks:
             _, n_target, n_source = block.shape
@@ -169,10 +169,10 @@ def _heads(graph: NeuralGraph) -> set[int]:
         if block.kind == "pool" and block.shape[0] > 1:
             into = graph.blocks_into(block.source)
             is_scaled = any(x.kind == "scale" and is_diagonal(x) for x in into)
-            is_product = graph.groups[block.source].kind == "product"
-            if is_scaled or is_product:
-                is_factor = not factors.isdisjoint(_scores(graph, {block.target}))
-                heads |= {block.target} if is_factor else set()
+            if not is_scaled and graph.groups[block.source].kind != "product":
+                continue
+            if not factors.isdisjoint(_scores(graph, {block.target})):
+                heads.add(block.target)
     return heads
 
 

@@ -45,10 +45,10 @@ def elements_of(
     default: Label = {}
     if label["role"] == "embedding":
         default = {"axes": "tokens dimension", "rows": ["dimension"]}
-    found = []
+    matrices = []
     for entry in label.get("matrices", [default]):
-        found += _elements_of_entry(entry, numbers, heads_apart)
-    return found
+        matrices += _elements_of_entry(entry, numbers, heads_apart)
+    return matrices
 
 
 def _elements_of_entry(
@@ -91,7 +91,7 @@ def _brackets(axes: str) -> list[list[str]]:
     for word in axes.replace("(", " ( ").replace(")", " ) ").split():
         if word in "()":
             is_inside = word == "("
-            brackets += [[]] * 0 if not is_inside else [[]]
+            brackets += [[]] * is_inside
         elif is_inside:
             brackets[-1].append(word)
         else:
