@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from ngopt.roles.logical_matrices import matrices_of_graph
 from ngopt.roles.optimizer_groups import kind_of
 
 HIDDEN = "matrix", "stack"
+HEADER = "parameter", "shape", "role", "matrices", "optimizer", "group", "wrong"
 NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -169,30 +170,17 @@ def _notes(has_matrix_method: bool) -> tuple[str, ...]:
 
 def table_of(audit: Audit) -> str:
     """A table of parameters, equal ones of several layers in one row, and problems."""
-    alike: dict[tuple, list[AuditedParameter]] = defaultdict(list)
+    alike: dict[AuditedParameter, list[str]] = defaultdict(list)
     for p in audit.parameters:
-        name = NUMBERS.sub("*", p.name)
-        key = name, p.shape, p.role, p.matrices, p.optimizer, p.group, p.problems
-        alike[key].append(p)
-    header = "parameter", "shape", "role", "matrices", "optimizer", "group", "wrong"
-    rows = [header]
-    for key, members in alike.items():
-        name, shape, role, matrices, optimizer, group, problems = key
-        if len(members) == 1:
-            name = members[0].name
-        elif len(members) > 1:
-            name = f"{name} ({len(members)})"
-        rows.append(
-            (
-                name,
-                " x ".join(map(str, shape)) or "()",
-                role,
-                str(matrices or ""),
-                optimizer or "none",
-                "" if group is None else str(group),
-                "; ".join(problems),
-            )
-        )
+        alike[replace(p, name=NUMBERS.sub("*", p.name))].append(p.name)
+    rows: list[Sequence[str]] = [HEADER]
+    for p, names in alike.items():
+        name = names[0] if len(names) == 1 else f"{p.name} ({len(names)})"
+        shape = " x ".join(map(str, p.shape)) or "()"
+        group = "" if p.group is None else str(p.group)
+        matrices, optimizer = str(p.matrices or ""), p.optimizer or "none"
+        wrong = "; ".join(p.problems)
+        rows.append((name, shape, p.role, matrices, optimizer, group, wrong))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -289,4 +289,4 @@ def test_expects_an_optimizer(model, wrong):
 
 def test_expects_a_module(model):
     with pytest.raises(TypeError, match="audit: model: expected a torch.nn.Module"):
-        ngopt.audit(torch.optim.SGD(model.parameters()), list(model.parameters()))
+        ngopt.audit(torch.optim.SGD(model.parameters()), "model")  # type: ignore
