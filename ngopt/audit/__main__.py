@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     text = "of a function of the model that returns its optimizer, or a list of them"
     options.add_argument("--optimizer", metavar="module:name", required=True, help=text)
     add_example_options(options)
+    text = "the optimizers find several matrices in a parameter by themselves"
+    options.add_argument("--splits", action="store_true", help=text)
     options.add_argument("--json", action="store_true", help="print JSON, not a table")
     return options
 
@@ -51,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     model = load_model(options.model)
     example = example_of_options(options)
-    result = audit(make_optimizer(options.optimizer, model), model, example)
+    optimizer = make_optimizer(options.optimizer, model)
+    result = audit(optimizer, model, example, options.splits)
     print(json.dumps(result.to_json()) if options.json else result)
     return 0 if result.is_right else WRONG
 

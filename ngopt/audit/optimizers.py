@@ -16,8 +16,6 @@ BY_ROLE = "NGOptimizer", "BlockwiseOptimizer"
 """Classes that read the graph themselves."""
 WITH_FALLBACK = "timm", "heavyball", "pytorch_optimizer"
 """Packages whose optimizers of matrices treat vectors elementwise."""
-INNER = "optimizers", "optimizer", "base_optimizer", "inner_optimizer", "_optimizer"
-"""Attributes under which a container or a wrapper has its optimizers."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def _flat(value: Any) -> Iterator[Any]:
             yield from _flat(item)
         return
     inner = _inner(value)
-    if inner is not None:
+    if inner:
         yield from _flat(inner)
     elif hasattr(value, "param_groups"):
         yield value
@@ -71,16 +69,17 @@ def _flat(value: Any) -> Iterator[Any]:
         )
 
 
-def _inner(value: Any) -> Any:
-    """What a container or a wrapper has inside; None for an optimizer."""
-    if type(value).__name__ in BY_ROLE:
-        return None
-    for name in INNER:
-        inner = vars(value).get(name) if hasattr(value, "__dict__") else None
-        items = inner if isinstance(inner, list | tuple) else [inner]
-        if items and all(hasattr(item, "param_groups") for item in items):
-            return inner
-    return None
+def _inner(value: Any) -> list[Any]:
+    """The optimizers that a container or a wrapper has in its attributes."""
+    inner: list[Any] = []
+    if type(value).__name__ in BY_ROLE or not hasattr(value, "__dict__"):
+        return inner
+    for attribute in vars(value).values():
+        items = attribute if isinstance(attribute, list | tuple) else [attribute]
+        if isinstance(attribute, Mapping):
+            items = list(attribute.values())
+        inner += [x for x in items if x is not value and hasattr(x, "param_groups")]
+    return inner
 
 
 def treatments(optimizers: Iterable[Any]) -> dict[int, list[Treatment]]:

@@ -20,6 +20,7 @@ from ngopt.roles.logical_matrices import matrices_of_graph
 from ngopt.roles.optimizer_groups import kind_of
 
 HIDDEN = "matrix", "stack"
+MOST_NAMES = 3  # of equal parameters in a row
 HEADER = "parameter", "shape", "role", "matrices", "optimizer", "group", "wrong"
 NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -71,7 +72,9 @@ class Audit:
         return table_of(self)
 
 
-def audit(optimizer: Any, model: nn.Module, example_input: Any = None) -> Audit:
+def audit(
+    optimizer: Any, model: nn.Module, example_input: Any = None, splits: bool = False
+) -> Audit:
     """Whether an optimizer has the right parameters of a model.
 
     What is wrong: a hidden matrix without the optimizer of matrices that others have;
@@ -84,6 +87,7 @@ def audit(optimizer: Any, model: nn.Module, example_input: Any = None) -> Audit:
     Args:
         optimizer: Of any library; a list, dict, container or wrapper of optimizers.
         model, example_input: As for `build_graph`.
+        splits: Whether optimizers find several matrices in a parameter by themselves.
 
     Raises:
         TypeError: If `model` is no module.
@@ -109,7 +113,7 @@ def audit(optimizer: Any, model: nn.Module, example_input: Any = None) -> Audit:
             continue
         kind, of_it = kind_of(role, p), treated.pop(id(p), [])
         count = sum(stack.shape[0] for stack in stacks[role.name])
-        problems = _problems(kind, count, of_it, has_matrix_method)
+        problems = _problems(kind, count, of_it, has_matrix_method, splits)
         first = of_it[0] if of_it else None
         parameters.append(
             AuditedParameter(
@@ -128,14 +132,18 @@ def audit(optimizer: Any, model: nn.Module, example_input: Any = None) -> Audit:
 
 
 def _problems(
-    kind: str, count: int, of_it: Sequence[Treatment], has_matrix_method: bool
+    kind: str,
+    count: int,
+    of_it: Sequence[Treatment],
+    has_matrix_method: bool,
+    splits: bool,
 ) -> list[str]:
     if not of_it:
         return ["no optimizer has it"]
     problems = []
     if len(of_it) > 1:
         names = " and ".join(sorted({x.optimizer for x in of_it}))
-        problems.append(f"{len(of_it)} groups have it, of {names}")
+        problems.append(f"it is {len(of_it)} times in optimizers: {names}")
     for treatment in of_it:
         name, method = treatment.optimizer, treatment.method
         if kind in HIDDEN and method == "elementwise" and has_matrix_method:
@@ -143,20 +151,20 @@ def _problems(
         if method == "orthogonalizing":
             if kind == "embedding":
                 problems.append(f"an embedding, orthogonalized by {name}")
-            elif not count:
+            elif not count and not treatment.is_vector_safe:
                 problems.append(f"no matrix, orthogonalized by {name}")
-            elif count > 1:
+            elif count > 1 and not splits:
                 problems.append(f"{count} matrices, orthogonalized as one by {name}")
         if kind in ("norm", "bias") and treatment.weight_decay:
             problems.append(f"weight decay of {treatment.weight_decay:g} on a {kind}")
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _strange(treated: Sequence[Treatment]) -> tuple[str, ...]:
     """Problems with parameters of optimizers that the model does not have."""
     counts = Counter(x.optimizer for x in treated)
     return tuple(
-        f"{n} parameters of {name} are not of the model: it was made for another "
+        f"{name} has {_counted(n)} that the model has not: it was made for another "
         "model, or before parameters were replaced"
         for name, n in counts.items()
     )
@@ -173,9 +181,12 @@ def table_of(audit: Audit) -> str:
     alike: dict[AuditedParameter, list[str]] = defaultdict(list)
     for p in audit.parameters:
         alike[replace(p, name=NUMBERS.sub("*", p.name))].append(p.name)
+    patterns = Counter(p.name for p in alike)
     rows: list[Sequence[str]] = [HEADER]
     for p, names in alike.items():
         name = names[0] if len(names) == 1 else f"{p.name} ({len(names)})"
+        if patterns[p.name] > 1:  # some layers are right, others wrong
+            name = ", ".join(names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES)
         shape = " x ".join(map(str, p.shape)) or "()"
         group = "" if p.group is None else str(p.group)
         matrices, optimizer = str(p.matrices or ""), p.optimizer or "none"
@@ -186,13 +197,18 @@ def table_of(audit: Audit) -> str:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
-    wrong = sum(bool(p.problems) for p in audit.parameters)
+    wrong = sum(len(p.problems) for p in audit.parameters)
     lines.append("")
     lines += [f"wrong: {problem}" for problem in audit.problems]
     lines += [f"note: {note}" for note in audit.notes]
-    count = len(audit.parameters)
+    count = _counted(len(audit.parameters))
     if audit.is_right:
-        lines.append(f"{count} parameters: nothing is wrong")
+        lines.append(f"{count}: nothing is wrong")
     else:
-        lines.append(f"{wrong} of {count} parameters are wrong")
+        wrong += len(audit.problems)
+        lines.append(f"{count}: {wrong} problem{'s' * (wrong != 1)}")
     return "\n".join(lines)
+
+
+def _counted(n: int) -> str:
+    return f"{n} parameter{'s' * (n != 1)}"

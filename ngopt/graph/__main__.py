@@ -95,7 +95,13 @@ def example_of_options(options: argparse.Namespace) -> Any:
     if options.example_shape is not None:
         raise ValueError("expected --example or --example-shape; got both")
     example = load_object(options.example)
-    return example() if callable(example) else example
+    try:
+        return example() if callable(example) else example
+    except Exception as error:
+        raise ValueError(
+            f"'{options.example}' fails without arguments: {type(error).__name__}: "
+            f"{error}"
+        ) from error
 
 
 def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:

@@ -32,11 +32,11 @@ Axes = tuple[Axis, ...]
 
 @dataclass(frozen=True)
 class MatrixStack:
-    """k matrices of equal shape inside one contiguous parameter.
+    """k matrices of equal shape inside one parameter.
 
     Element (i, row, column) is element `offset + stride . index` of the flat parameter,
-    where index has one number for each axis of `batch`, `rows` and `columns`. Of a
-    complex parameter, elements are those of `torch.view_as_real`.
+    in its own order, where index has one number for each axis of `batch`, `rows` and
+    `columns`. Of a complex parameter, elements are those of `torch.view_as_real`.
 
     Attributes:
         batch: Axes over the k matrices.
@@ -67,23 +67,42 @@ class MatrixStack:
 
     def read(self, parameter: Tensor) -> Tensor:
         """The matrices (k, rows, columns) of a tensor of the parameter's shape, such as
-        its gradient. They share memory with it where strides allow."""
-        return self._nested(parameter).reshape(self.shape)
+        its gradient. They share memory with it where strides allow.
 
+        Raises ValueError if the tensor has too few elements.
+        """
+        return self._nested(_elements(parameter).reshape(-1)).reshape(self.shape)
+
+    @torch.no_grad()
     def write(self, parameter: Tensor, matrices: Tensor) -> None:
-        """Copies matrices (k, rows, columns) into a tensor of the parameter's shape."""
-        nested = self._nested(parameter)
-        nested.copy_(matrices.reshape(nested.shape))
+        """Copies matrices (k, rows, columns) into a tensor of the parameter's shape.
 
-    def _nested(self, parameter: Tensor) -> Tensor:
-        """A view with one dimension for each axis."""
-        elements = (
-            torch.view_as_real(parameter) if parameter.is_complex() else parameter
-        )
-        flat = elements.view(-1)
+        Raises ValueError if a shape does not fit.
+        """
+        if matrices.shape != self.shape:
+            raise ValueError(
+                f"write: expected matrices of shape {self.shape}; got "
+                f"{tuple(matrices.shape)}"
+            )
+        elements = _elements(parameter)
+        flat = elements.reshape(-1)  # a copy if it is not contiguous
+        nested = self._nested(flat)
+        nested.copy_(matrices.reshape(nested.shape))
+        elements.copy_(flat.view(elements.shape))
+
+    def _nested(self, flat: Tensor) -> Tensor:
+        """A view of flat elements with one dimension for each axis."""
         axes = (*self.batch, *self.rows, *self.columns)
-        lengths, strides = [x.length for x in axes], [x.stride for x in axes]
-        return flat.as_strided(lengths, strides, flat.storage_offset() + self.offset)
+        last = self.offset + sum((x.length - 1) * x.stride for x in axes)
+        if last >= len(flat):
+            raise ValueError(
+                f"expected a tensor of the parameter's shape, with more than {last} "
+                f"elements; got {len(flat)}"
+            )
+        step = flat.stride(0)
+        strides = [x.stride * step for x in axes]
+        start = flat.storage_offset() + self.offset * step
+        return flat.as_strided([x.length for x in axes], strides, start)
 
     def to_json(self) -> dict[str, Any]:
         """As numbers and lists; an axis is [length, stride]."""
@@ -96,6 +115,11 @@ class MatrixStack:
             **axes,
             "transposed": self.is_transposed,
         }
+
+
+def _elements(parameter: Tensor) -> Tensor:
+    """Real numbers."""
+    return torch.view_as_real(parameter) if parameter.is_complex() else parameter
 
 
 def matrices(
@@ -113,8 +137,8 @@ def matrices(
     Args:
         model, example_input: As for `build_graph`. Without a trace names decide, and
             heads stay together.
-        heads: Number of attention heads in a matrix of queries, keys or values; None
-            for all of them.
+        heads: Number of attention heads in a matrix of queries, keys or values; all if
+            there are fewer, or if it is None.
 
     Raises:
         ValueError: As `build_graph`, and if heads cannot be divided by `heads`.
@@ -124,8 +148,11 @@ def matrices(
         ...     for stack in stacks:
         ...         print(name, stack.read(model.get_parameter(name)).shape)
     """
-    if heads is not None and heads < 1:
-        raise ValueError(f"matrices: heads: expected a number > 0 or None; got {heads}")
+    is_number = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0
+    if heads is not None and not is_number:
+        raise ValueError(
+            f"matrices: heads: expected a number > 0 or None; got {heads!r}"
+        )
     return matrices_of_graph(build_graph(model, example_input), heads)
 
 

@@ -34,7 +34,7 @@ def optimizer_groups(
     - "embedding": tables, even if they are also the output matrix;
     - "output": last matrices before an output of the network;
     - "norm", "bias", "other": with "weight_decay" of 0. Other ones are tokens,
-      positions, factors of layers, parameters that are not used.
+      positions, factors of layers, vectors that are not used.
 
     Groups without parameters are left out, and so are parameters that need no gradient.
     Tied parameters are in one group. Which matrices are inside a parameter, `matrices`
@@ -42,7 +42,8 @@ def optimizer_groups(
 
     Args:
         model, example_input: As for `build_graph`. The model may be on the meta device.
-        convolutions: Whether kernels, too, have the role "matrix".
+        convolutions: Whether kernels, too, have the role "matrix"; `torch.optim.Muon`
+            does not take them.
 
     Raises:
         TypeError: If `model` is no module.

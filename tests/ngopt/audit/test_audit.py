@@ -215,7 +215,7 @@ def test_parameter_in_two(model):
     muon, adamw = muon_and_adamw(model, by_usual_names)
     adamw.add_param_group({"params": [model.blocks[0].out.weight]})
     wrong = found([muon, adamw], model)["blocks.0.out.weight"]
-    assert wrong.startswith("2 groups have it, of AdamW and Muon")
+    assert wrong.startswith("it is 2 times in optimizers: AdamW and Muon")
 
 
 def test_decay_of_norms_and_biases(model):
@@ -243,13 +243,20 @@ def test_timm_muon_takes_tables(model):
 
 def test_optimizer_of_another_model(model):
     wrong = found(torch.optim.SGD(Decoder().parameters()), model)
-    assert wrong[""].startswith("30 parameters of SGD are not of the model")
+    assert wrong[""].startswith("SGD has 30 parameters that the model has not")
     assert wrong.pop("") and set(wrong.values()) == {"no optimizer has it"}
 
 
 def test_wrapped_optimizer(model):
-    wrapper = SimpleNamespace(optimizer=muon_and_adamw(model, by_dimension))
-    assert found({"main": wrapper}, model).keys() == {"tok.weight"}
+    muon, adamw = muon_and_adamw(model, by_dimension)
+    wrapper = SimpleNamespace(_inner=muon, param_groups=muon.param_groups)
+    assert found({"main": [wrapper, adamw]}, model).keys() == {"tok.weight"}
+
+
+def test_optimizer_that_splits_parameters():
+    model = Decoder(is_fused=True)
+    optimizers = muon_and_adamw(model, by_usual_names)
+    assert ngopt.audit(optimizers, model, TOKENS, splits=True).is_right
 
 
 def test_dion_says_its_algorithm(model):
@@ -271,7 +278,7 @@ def test_table_merges_layers(model):
     text = str(ngopt.audit(torch.optim.AdamW(model.parameters()), model, TOKENS))
     assert "blocks.*.q.weight (2)" in text
     assert "note: no optimizer of matrices is there, such as Muon or SOAP" in text
-    assert text.endswith("14 of 30 parameters are wrong")
+    assert text.endswith("30 parameters: 14 problems")
 
 
 def test_frozen_parameters_are_left_out(model):

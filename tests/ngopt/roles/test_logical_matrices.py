@@ -84,6 +84,26 @@ def test_one_matrix_is_a_view():
     assert matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
 
 
+def test_matrices_of_a_tensor_that_is_not_contiguous():
+    model, example = network("gpt_neox")
+    name = "gpt_neox.layers.0.attention.query_key_value.weight"
+    (stack,) = ngopt.matrices(model, example)[name]
+    weight = model.get_parameter(name).detach().clone()
+    for other in (
+        weight.T.contiguous().T,
+        torch.stack([weight, torch.zeros_like(weight)], -1)[..., 0],
+    ):
+        assert torch.equal(stack.read(other), stack.read(weight))
+        stack.write(other, torch.zeros(stack.shape))
+        assert not other.any()
+        stack.write(other, stack.read(weight))
+        assert torch.equal(other, weight)
+    with pytest.raises(ValueError, match="more than 3071 elements; got 4"):
+        stack.read(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="write: expected matrices of shape"):
+        stack.write(weight, torch.zeros(1, 2, 3))
+
+
 def test_json():
     model, example = network("gpt2")
     (stack,) = ngopt.matrices(model, example)["transformer.h.0.attn.c_attn.weight"]

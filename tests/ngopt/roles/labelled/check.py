@@ -2,6 +2,7 @@
 `python -m tests.ngopt.roles.labelled.check gpt2 bloom`, or all without names."""
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ def network(name: str) -> tuple[nn.Module, Any]:
         if module.name.rpartition(".")[2].startswith("of_"):
             build = getattr(import_module(module.name), name, None)
             if build is not None:
-                return build()
+                with warnings.catch_warnings():  # of other packages
+                    warnings.simplefilter("ignore")
+                    return build()
     raise ValueError(f"no function '{name}' in modules of_* of {labelled.__name__}")
 
 
