@@ -42,6 +42,20 @@ def load_object(path: str) -> Any:
         ) from error
 
 
+def call_object(path: str, *arguments: Any, given: str = "without arguments") -> Any:
+    """What the function or class at "module:name" returns.
+
+    Raises ValueError if it fails. given: the arguments, in words.
+    """
+    function = load_object(path)
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ValueError(
+            f"'{path}' fails {given}: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _line_of(error: Exception) -> str:
     """The last line of an import that is not in Python or an installed package; nothing
     if no line ran."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from ngopt.audit.report import audit
 from ngopt.graph.__main__ import add_example_options, example_of_options, load_model
-from ngopt.importing import load_object
+from ngopt.importing import call_object, load_object
 
 WRONG = 1  # exit status if something is wrong
 
@@ -39,13 +39,9 @@ def make_optimizer(path: str, model: nn.Module) -> Any:
     make = load_object(path)
     if not callable(make):
         raise ValueError(f"'{path}': expected a function of the model; got {make!r}")
-    try:
-        first = next(iter(inspect.signature(make).parameters), "model")
-        return make(model.parameters() if first.startswith("param") else model)
-    except Exception as error:
-        raise ValueError(
-            f"'{path}' fails with the model: {type(error).__name__}: {error}"
-        ) from error
+    first = next(iter(inspect.signature(make).parameters), "model")
+    argument = model.parameters() if first.startswith("param") else model
+    return call_object(path, argument, given="with the model")
 
 
 def main(argv: Sequence[str]) -> int:

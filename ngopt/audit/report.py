@@ -15,7 +15,9 @@ from ngopt.audit.optimizers import (
     treatments,
 )
 from ngopt.graph.build import build_graph
+from ngopt.graph.summary import table_lines
 from ngopt.roles.from_graph import roles_of
+from ngopt.roles.from_module import check_module
 from ngopt.roles.logical_matrices import matrices_of_graph
 from ngopt.roles.optimizer_groups import kind_of
 
@@ -53,7 +55,7 @@ class Audit:
     Attributes:
         parameters: those that need a gradient, in the order of the network.
         problems: that are not of a parameter of the network.
-        notes: what is no problem and should be known.
+        notes: facts that are no problems.
     """
 
     parameters: tuple[AuditedParameter, ...]
@@ -77,7 +79,7 @@ def audit(
 ) -> Audit:
     """Whether an optimizer has the right parameters of a model.
 
-    What is wrong: a hidden matrix without the optimizer of matrices that others have;
+    Problems are: a hidden matrix without the optimizer of matrices that others have;
     an embedding or a vector with one that orthogonalizes; a parameter of several
     matrices that is orthogonalized as one; a parameter that no optimizer has, or more
     than one; weight decay of norms and biases; a parameter that is not of the model.
@@ -96,18 +98,16 @@ def audit(
     Examples:
         >>> print(ngopt.audit([muon, adamw], model, example_input))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"audit: model: expected a torch.nn.Module; got {type(model).__name__}"
-        )
+    check_module("audit", model)
     optimizers = flat_optimizers(optimizer)
     treated = treatments(optimizers)
     has_matrix_method = any(map(is_of_matrices, optimizers))
     graph = build_graph(model, example_input)
-    stacks = matrices_of_graph(graph)
+    roles = roles_of(graph)
+    stacks = matrices_of_graph(graph, roles)
     named = dict(model.named_parameters())
     parameters = []
-    for role in roles_of(graph):
+    for role in roles:
         p = named[role.name]
         if not p.requires_grad:
             continue
@@ -192,11 +192,7 @@ def table_of(audit: Audit) -> str:
         matrices, optimizer = str(p.matrices or ""), p.optimizer or "none"
         wrong = "; ".join(p.problems)
         rows.append((name, shape, p.role, matrices, optimizer, group, wrong))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
+    lines = table_lines(rows)
     wrong = sum(len(p.problems) for p in audit.parameters)
     lines.append("")
     lines += [f"wrong: {problem}" for problem in audit.problems]

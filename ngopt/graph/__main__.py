@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ngopt.graph import build_graph
 from ngopt.graph.drawing.draw import draw, format_of
 from ngopt.graph.views.networkx_and_pyg import require
-from ngopt.importing import load_object
+from ngopt.importing import call_object, load_object
 
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
@@ -74,12 +74,7 @@ def load_model(path: str) -> nn.Module:
         raise ValueError(f"expected a model as module:name; got '{path}'")
     model = load_object(path)
     if not isinstance(model, nn.Module) and callable(model):
-        try:
-            model = model()
-        except Exception as error:
-            raise ValueError(
-                f"'{path}' fails without arguments: {type(error).__name__}: {error}"
-            ) from error
+        model = call_object(path)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"'{path}': expected a torch.nn.Module or a function that makes one; got "
@@ -95,13 +90,7 @@ def example_of_options(options: argparse.Namespace) -> Any:
     if options.example_shape is not None:
         raise ValueError("expected --example or --example-shape; got both")
     example = load_object(options.example)
-    try:
-        return example() if callable(example) else example
-    except Exception as error:
-        raise ValueError(
-            f"'{options.example}' fails without arguments: {type(error).__name__}: "
-            f"{error}"
-        ) from error
+    return call_object(options.example) if callable(example) else example
 
 
 def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:

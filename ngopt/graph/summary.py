@@ -26,15 +26,26 @@ RIGHT_ALIGNED = ("", "nodes", "elements")
 def summary(graph: Topology) -> str:
     """See `NeuralGraph.summary`."""
     rows = [HEADER, *[_row(graph, run) for run in runs(graph)]]
+    return "\n".join(table_lines(rows, RIGHT_ALIGNED) + _coverage(graph))
+
+
+def table_lines(
+    rows: Sequence[Sequence[str]], right_aligned: Sequence[str] = ()
+) -> list[str]:
+    """The rows of a table as lines with aligned columns.
+
+    rows: the first has the titles of the columns. right_aligned: some of the titles.
+    """
+    titles = rows[0]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = []
-        for title, cell, width in zip(HEADER, row, widths, strict=True):
-            is_number = title in RIGHT_ALIGNED
+        for title, cell, width in zip(titles, row, widths, strict=True):
+            is_number = title in right_aligned
             cells.append(cell.rjust(width) if is_number else cell.ljust(width))
         lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines + _coverage(graph))
+    return lines
 
 
 def runs(graph: Topology) -> list[list[int]]:

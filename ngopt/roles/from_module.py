@@ -9,6 +9,14 @@ from ngopt.graph.build import build_graph
 from ngopt.roles.from_graph import ParameterRole, roles_of
 
 
+def check_module(function: str, model: Any) -> None:
+    """Raises TypeError, in the name of a function, if `model` is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{function}: model: expected a torch.nn.Module; got {type(model).__name__}"
+        )
+
+
 def parameter_roles(
     model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
     example_input: Any = None,

@@ -81,7 +81,7 @@ class MatrixStack:
         """
         if matrices.shape != self.shape:
             raise ValueError(
-                f"write: expected matrices of shape {self.shape}; got "
+                f"MatrixStack.write: expected matrices of shape {self.shape}; got "
                 f"{tuple(matrices.shape)}"
             )
         elements = _elements(parameter)
@@ -96,8 +96,8 @@ class MatrixStack:
         last = self.offset + sum((x.length - 1) * x.stride for x in axes)
         if last >= len(flat):
             raise ValueError(
-                f"expected a tensor of the parameter's shape, with more than {last} "
-                f"elements; got {len(flat)}"
+                "MatrixStack: expected a tensor of the parameter's shape, with more "
+                f"than {last} elements; got {len(flat)}"
             )
         step = flat.stride(0)
         strides = [x.stride * step for x in axes]
@@ -118,7 +118,7 @@ class MatrixStack:
 
 
 def _elements(parameter: Tensor) -> Tensor:
-    """Real numbers."""
+    """The real numbers of a parameter."""
     return torch.view_as_real(parameter) if parameter.is_complex() else parameter
 
 
@@ -130,9 +130,10 @@ def matrices(
     """Name of each parameter -> the matrices inside it, () for vectors.
 
     Every element of an embedding, an output or a matrix is in one of its matrices.
-    Apart are: queries, keys and values; both factors of a gated unit; the gates of a
-    recurrent layer; experts; groups of channels of a convolution; the different inputs
-    of a layer that are one projection. Rows are outputs, columns inputs.
+    Separate matrices are: queries, keys and values; both factors of a gated unit; the
+    gates of a recurrent layer; experts; groups of channels of a convolution; the
+    different inputs of a layer that are one projection. Rows are outputs, columns
+    inputs.
 
     Args:
         model, example_input: As for `build_graph`. Without a trace names decide, and
@@ -153,17 +154,16 @@ def matrices(
         raise ValueError(
             f"matrices: heads: expected a number > 0 or None; got {heads!r}"
         )
-    return matrices_of_graph(build_graph(model, example_input), heads)
+    graph = build_graph(model, example_input)
+    return matrices_of_graph(graph, roles_of(graph), heads)
 
 
 def matrices_of_graph(
-    graph: NeuralGraph, heads: int | None = None
+    graph: NeuralGraph, roles: Sequence[ParameterRole], heads: int | None = None
 ) -> dict[str, tuple[MatrixStack, ...]]:
-    """See `matrices`."""
+    """See `matrices`. roles: of the graph's parameters, see `roles_of`."""
     by_head, by_use = usage(graph), usage(graph, heads_differ=False)
-    return {
-        role.name: _stacks(role, by_head, by_use, heads) for role in roles_of(graph)
-    }
+    return {role.name: _stacks(role, by_head, by_use, heads) for role in roles}
 
 
 def _stacks(

@@ -11,6 +11,7 @@ from ngopt.graph.build import build_graph
 from ngopt.graph.connectivity import unconnected
 from ngopt.graph.groups_and_blocks import NeuronGroup
 from ngopt.graph.neural_graph import NeuralGraph
+from ngopt.roles.from_module import check_module
 from ngopt.roles.neuron_usage import is_dense, is_gated
 
 REFERENCE_WIDTH = 256
@@ -61,10 +62,7 @@ def mup_groups(
         >>> groups = ngopt.mup_groups(model, example_input, lr=1e-3)
         >>> opt = torch.optim.AdamW(groups)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"mup_groups: model: expected a torch.nn.Module; got {type(model).__name__}"
-        )
+    check_module("mup_groups", model)
     _check("lr", lr)
     _check("weight_decay", weight_decay)
     _check("reference_width", reference_width, is_positive=True)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ngopt.graph.build import build_graph
 from ngopt.roles.from_graph import ParameterRole, roles_of
+from ngopt.roles.from_module import check_module
 
 KINDS = (
     "matrix",
@@ -37,8 +38,7 @@ def optimizer_groups(
       positions, factors of layers, vectors that are not used.
 
     Groups without parameters are left out, and so are parameters that need no gradient.
-    Tied parameters are in one group. Which matrices are inside a parameter, `matrices`
-    tells.
+    Tied parameters are in one group. `matrices` returns the matrices inside parameters.
 
     Args:
         model, example_input: As for `build_graph`. The model may be on the meta device.
@@ -56,11 +56,7 @@ def optimizer_groups(
         >>> muon = torch.optim.Muon(hidden, lr=0.02)
         >>> adamw = torch.optim.AdamW(others, lr=3e-4)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            "optimizer_groups: model: expected a torch.nn.Module; got "
-            f"{type(model).__name__}"
-        )
+    check_module("optimizer_groups", model)
     roles = roles_of(build_graph(model, example_input))
     parameters = dict(model.named_parameters())
     groups: dict[str, dict[str, Any]] = {}

@@ -6,9 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from math import prod
-from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,14 @@ from torch import Tensor, nn
 from ngopt import build_graph
 from ngopt.roles.from_graph import roles_of
 from ngopt.roles.logical_matrices import MatrixStack, matrices_of_graph
-from tests.ngopt.roles import labelled
+from tests.ngopt.roles.labelled import (
+    of_decoders,
+    of_diffusion,
+    of_graphs,
+    of_sequences,
+    of_vision,
+    of_written,
+)
 from tests.ngopt.roles.labelled.expand import (
     LABELS,
     Label,
@@ -27,18 +32,16 @@ from tests.ngopt.roles.labelled.expand import (
     wrong_elements,
 )
 
+MODULES = of_decoders, of_diffusion, of_graphs, of_sequences, of_vision, of_written
+BUILDERS = {name: f for module in MODULES for name, f in vars(module).items()}
+
 
 def network(name: str) -> tuple[nn.Module, Any]:
     """The labelled network and an example input. Raises ImportError without its
     package."""
-    for module in iter_modules(labelled.__path__, f"{labelled.__name__}."):
-        if module.name.rpartition(".")[2].startswith("of_"):
-            build = getattr(import_module(module.name), name, None)
-            if build is not None:
-                with warnings.catch_warnings():  # of other packages
-                    warnings.simplefilter("ignore")
-                    return build()
-    raise ValueError(f"no function '{name}' in modules of_* of {labelled.__name__}")
+    with warnings.catch_warnings():  # of other packages
+        warnings.simplefilter("ignore")
+        return BUILDERS[name]()
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,12 @@ def mistakes(name: str) -> Mistakes:
     shapes = {key: tuple(p.shape) for key, p in params.items()}
     labels = labels_of(name, shapes)
     graph = build_graph(model, example)
-    roles = {role.name: role.role for role in roles_of(graph)}
+    of_graph = roles_of(graph)
+    roles = {role.name: role.role for role in of_graph}
     wrong = wrong_heads = 0
     lines = []
-    whole, by_head = matrices_of_graph(graph), matrices_of_graph(graph, heads=1)
+    whole = matrices_of_graph(graph, of_graph)
+    by_head = matrices_of_graph(graph, of_graph, heads=1)
     for key, shape in shapes.items():
         label, count = labels[key], prod(shape)
         numbers = torch.arange(count).reshape(shape)
