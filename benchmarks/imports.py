@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ngopt.pretrained": (*RULES, *GRAPH_DATA),
     "ngopt.optimizer": ("ngopt.graph", "ngopt.roles", *RULES, *EXECUTION),
     "ngopt.audit": ("ngopt.graph", "ngopt.roles"),
+    "ngopt.blockwise": ("ngopt.graph", "ngopt.roles"),
     "ngopt.race": ("ngopt",),
     "ngopt.integrations": ("ngopt",),
     "ngopt.cli": ("ngopt",),

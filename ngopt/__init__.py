@@ -4,6 +4,7 @@ Nothing in the default is learned. Bundled research weights are learned optimize
 """
 
 from ngopt.audit import audit
+from ngopt.blockwise import BlockwiseOptimizer
 from ngopt.functional import UpdateRule
 from ngopt.graph import NeuralGraph, build_graph, register_layer_rule
 from ngopt.metanets import Metanet
@@ -15,6 +16,7 @@ from ngopt.soap.config import SoapConfig
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockwiseOptimizer",
     "Metanet",
     "NGOptimizer",
     "NeuralGraph",

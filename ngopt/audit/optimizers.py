@@ -12,7 +12,7 @@ ORTHOGONALIZING = re.compile(r"muon|dion|scion|spectral|ortho", re.IGNORECASE)
 PRECONDITIONING = re.compile(r"soap|shampoo|kron|psgd|solp|lather", re.IGNORECASE)
 """Names of classes with factors for the sides of matrices; other parameters have an
 elementwise update."""
-BY_ROLE = ("NGOptimizer",)
+BY_ROLE = "NGOptimizer", "BlockwiseOptimizer"
 """Classes that read the graph themselves."""
 WITH_FALLBACK = "timm", "heavyball", "pytorch_optimizer"
 """Packages whose optimizers of matrices treat vectors elementwise."""

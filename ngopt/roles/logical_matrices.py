@@ -149,11 +149,6 @@ def matrices(
         ...     for stack in stacks:
         ...         print(name, stack.read(model.get_parameter(name)).shape)
     """
-    is_number = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0
-    if heads is not None and not is_number:
-        raise ValueError(
-            f"matrices: heads: expected a number > 0 or None; got {heads!r}"
-        )
     graph = build_graph(model, example_input)
     return matrices_of_graph(graph, roles_of(graph), heads)
 
@@ -162,6 +157,11 @@ def matrices_of_graph(
     graph: NeuralGraph, roles: Sequence[ParameterRole], heads: int | None = None
 ) -> dict[str, tuple[MatrixStack, ...]]:
     """See `matrices`. roles: of the graph's parameters, see `roles_of`."""
+    is_number = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0
+    if heads is not None and not is_number:
+        raise ValueError(
+            f"matrices: heads: expected a number > 0 or None; got {heads!r}"
+        )
     by_head, by_use = usage(graph), usage(graph, heads_differ=False)
     return {role.name: _stacks(role, by_head, by_use, heads) for role in roles}
 
