@@ -105,9 +105,9 @@ class SplitParameter:
         """The inverse of `joined_state`. Raises ValueError if `state` does not fit."""
         if state and set(state) != set(range(len(self.pieces))):
             raise ValueError(
-                f"BlockwiseOptimizer: state of '{self._name}': expected that of "
-                f"{len(self.pieces)} matrices, by number; got {sorted(map(str, state))}. "
-                "Load it into an optimizer with the same `heads` and `takes_stacks`."
+                f"BlockwiseOptimizer: state of '{self._name}': expected one of "
+                f"{len(self.pieces)} matrices; got {len(state)} entries. Load it into "
+                "an optimizer with the same `heads` and `takes_stacks`."
             )
         return [state[i] for i in range(len(state))]
 

@@ -58,8 +58,7 @@ class Link:
         """What is stored for each parameter."""
         states = self.optimizer.state
         for member in self.members:
-            # a defaultdict
-            of_pieces = [states[x] if x in states else {} for x in member.pieces]
+            of_pieces = [states.get(x, {}) for x in member.pieces]
             yield member.joined_state(of_pieces)
 
 

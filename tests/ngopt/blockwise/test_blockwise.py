@@ -259,7 +259,7 @@ def test_a_state_of_other_matrices_is_an_error_that_changes_nothing():
     optimizer = blockwise(model)
     train(model, optimizer, range(2))
     before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ValueError, match=r"'blocks.0.qkv.weight': expected that of 3"):
+    with pytest.raises(ValueError, match=r"'blocks.0.qkv.weight': expected one of 3"):
         optimizer.load_state_dict(by_head.state_dict())
     state_dict = optimizer.state_dict()
     state_dict["param_groups"] = state_dict["param_groups"][1:]
