@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from ngopt.blockwise.members import SplitParameter, State, WholeParameter, is_whole
+from ngopt.blockwise.parameters import SplitParameter, State, WholeParameter, is_whole
 from ngopt.graph.build import build_graph
 from ngopt.graph.summary import table_lines
 from ngopt.roles.from_graph import roles_of
@@ -23,14 +23,14 @@ HIDDEN = "matrix", "stack", "convolution"
 """Roles of parameters whose matrices the inner optimizer has."""
 OF_PARAMETERS = "params", "param_names", "role"
 """Keys of a group that are not settings; the other optimizers have none of them."""
-COPIED = "inner", "others", "_inner", "_others", "_takes_stacks", "_known", "_links"
+COPIED = "inner", "others", "_inner", "_others", "_takes_stacks", "_of_model", "_links"
 """Attributes in copies, beside those of torch."""
 
 Group = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class KnownParameter:
+class ModelParameter:
     """A parameter of the network. stacks: its matrices if it is hidden."""
 
     name: str
@@ -38,10 +38,10 @@ class KnownParameter:
 
 
 @dataclass(frozen=True)
-class Link:
+class GroupLink:
     """The parameters of a group, and the group that another optimizer has of them."""
 
-    members: list[WholeParameter | SplitParameter]
+    parameters: list[WholeParameter | SplitParameter]
     optimizer: Optimizer
     group: int
 
@@ -57,9 +57,8 @@ class Link:
     def states(self) -> Iterator[State]:
         """What is stored for each parameter."""
         states = self.optimizer.state
-        for member in self.members:
-            of_pieces = [states.get(x, {}) for x in member.pieces]
-            yield member.joined_state(of_pieces)
+        for parameter in self.parameters:
+            yield parameter.joined_state([states.get(x, {}) for x in parameter.inner])
 
 
 class BlockwiseOptimizer(Optimizer):
@@ -138,12 +137,12 @@ class BlockwiseOptimizer(Optimizer):
         self._inner = partial(inner, **(inner_options or {}))
         self._others = partial(others, **(others_options or {}))
         self._takes_stacks = takes_stacks
-        self._known: dict[Tensor, KnownParameter] = {}
-        self._links: list[Link] = []
+        self._of_model: dict[Tensor, ModelParameter] = {}
+        self._links: list[GroupLink] = []
         for role, p in zip(roles, map(model.get_parameter, stacks), strict=True):
             is_hidden = role.role == "matrix"
             matrices = stacks[role.name] if is_hidden else ()
-            self._known[p] = KnownParameter(role.name, matrices)
+            self._of_model[p] = ModelParameter(role.name, matrices)
         super().__init__(groups, {})
         self.defaults.update(_common_defaults(self.inner, self.others))
 
@@ -154,12 +153,12 @@ class BlockwiseOptimizer(Optimizer):
     def __repr__(self) -> str:
         rows = [("optimizer", "role", "parameters", "matrices", "lr", "weight_decay")]
         for group, link in zip(self.param_groups, self._links, strict=True):
-            known = [self._known[p].stacks for p in group["params"]]
-            matrices = sum(stack.shape[0] for stacks in known for stack in stacks)
-            settings = [str(group.get(key, "")) for key in rows[0][-2:]]
-            numbers = str(len(known)), str(matrices or "")
-            name = type(link.optimizer).__name__
-            rows.append((name, group.get("role", ""), *numbers, *settings))
+            params = group["params"]
+            stacks = chain.from_iterable(self._of_model[p].stacks for p in params)
+            matrices = sum(stack.shape[0] for stack in stacks)
+            name, role = type(link.optimizer).__name__, group.get("role", "")
+            lr, decay = (str(group.get(key, "")) for key in rows[0][-2:])
+            rows.append((name, role, str(len(params)), str(matrices or ""), lr, decay))
         lines = table_lines(rows, rows[0][2:])
         return "\n".join([type(self).__name__, *(f"  {line}" for line in lines)])
 
@@ -190,13 +189,13 @@ class BlockwiseOptimizer(Optimizer):
         linked = list(zip(self.param_groups, self._links, strict=True))
         for group, link in linked:
             link.take_settings(group)
-            for member in link.members:
-                member.before_step()
+            for parameter in link.parameters:
+                parameter.before_step()
         for optimizer in self._optimizers():
             optimizer.step()
         for group, link in linked:
-            for member in link.members:
-                member.after_step()
+            for parameter in link.parameters:
+                parameter.after_step()
             group.update(link.settings)
         return loss
 
@@ -212,14 +211,14 @@ class BlockwiseOptimizer(Optimizer):
         params = [x[1] if isinstance(x, tuple) else x for x in params]
         self._check_new(params)
         for is_inner in (True, False):
-            chosen = [p for p in params if bool(self._known[p].stacks) == is_inner]
+            chosen = [p for p in params if bool(self._of_model[p].stacks) == is_inner]
             if chosen:
                 self._add({**param_group, "params": chosen}, is_inner)
 
     def _check_new(self, params: Sequence[Tensor]) -> None:
         present = set(chain.from_iterable(g["params"] for g in self.param_groups))
         for i, p in enumerate(params):
-            if p not in self._known:
+            if p not in self._of_model:
                 raise ValueError(
                     f"BlockwiseOptimizer.add_param_group: parameter {i} of shape "
                     f"{tuple(p.shape)}: expected one of the model; make another "
@@ -227,33 +226,33 @@ class BlockwiseOptimizer(Optimizer):
                 )
             if p in present or any(p is q for q in params[:i]):
                 raise ValueError(
-                    f"BlockwiseOptimizer.add_param_group: '{self._known[p].name}': "
+                    f"BlockwiseOptimizer.add_param_group: '{self._of_model[p].name}': "
                     "expected a parameter that is in no group; it is in one already."
                 )
 
     def _add(self, group: Group, is_inner: bool) -> None:
         """Adds a group to one of the optimizers, which is made with its first group."""
         params = group["params"]
-        members = [self._member(p) for p in params]
-        names = [self._known[p].name for p in params]
-        pieces = list(chain.from_iterable(member.pieces for member in members))
-        group_of_pieces = {"params": pieces, **_settings(group)}
+        parameters = [self._parameter(p) for p in params]
+        names = [self._of_model[p].name for p in params]
+        inner = list(chain.from_iterable(parameter.inner for parameter in parameters))
+        inner_group = {"params": inner, **_settings(group)}
         optimizer = self.inner if is_inner else self.others
         if optimizer is not None:
-            optimizer.add_param_group(group_of_pieces)
+            optimizer.add_param_group(inner_group)
         elif is_inner:
-            optimizer = self.inner = self._inner([group_of_pieces])
+            optimizer = self.inner = self._inner([inner_group])
         else:
-            optimizer = self.others = self._others([group_of_pieces])
-        link = Link(members, optimizer, len(optimizer.param_groups) - 1)
+            optimizer = self.others = self._others([inner_group])
+        link = GroupLink(parameters, optimizer, len(optimizer.param_groups) - 1)
         self._links.append(link)
         super().add_param_group({**group, "param_names": names, **link.settings})
 
-    def _member(self, p: Tensor) -> WholeParameter | SplitParameter:
-        known = self._known[p]
-        if is_whole(p, known.stacks):
+    def _parameter(self, p: Tensor) -> WholeParameter | SplitParameter:
+        of_model = self._of_model[p]
+        if is_whole(p, of_model.stacks):
             return WholeParameter(p)
-        return SplitParameter(known.name, p, known.stacks, self._takes_stacks)
+        return SplitParameter(of_model.name, p, of_model.stacks, self._takes_stacks)
 
     def _optimizers(self) -> list[Optimizer]:
         return [x for x in (self.inner, self.others) if x is not None]
@@ -295,11 +294,11 @@ class BlockwiseOptimizer(Optimizer):
             if link.optimizer is not optimizer:
                 continue
             first = count
-            for member, key in zip(link.members, group["params"], strict=True):
-                stored = member.states_of_pieces(states.get(key, {}))
-                of_pieces = enumerate(stored, count)
-                part["state"] |= {i: state for i, state in of_pieces if state}
-                count += len(member.pieces)
+            for parameter, key in zip(link.parameters, group["params"], strict=True):
+                inner_states = parameter.inner_states(states.get(key, {}))
+                numbered = enumerate(inner_states, count)
+                part["state"] |= {i: state for i, state in numbered if state}
+                count += len(parameter.inner)
             numbers = list(range(first, count))
             part["param_groups"].append({**_settings(group), "params": numbers})
         return part

@@ -1,6 +1,7 @@
 """Parameters as another optimizer has them: as they are, or as several matrices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,24 +18,24 @@ class WholeParameter:
     """A parameter that another optimizer has as it is.
 
     Attributes:
-        pieces: what the other optimizer has.
+        inner: what the other optimizer has.
     """
 
     def __init__(self, parameter: Tensor):
-        self.pieces = [parameter]
+        self.inner = [parameter]
 
     def before_step(self) -> None:
-        """Gives the pieces their values and gradients."""
+        """Gives the inner parameters their values and gradients."""
 
     def after_step(self) -> None:
-        """Gives the parameter the values of the pieces."""
+        """Gives the parameter the values of the inner ones."""
 
     def joined_state(self, states: Sequence[State]) -> State:
-        """What is stored for a parameter. states: of its pieces."""
+        """What is stored for the parameter. states: of the inner ones."""
         (state,) = states
         return state
 
-    def states_of_pieces(self, state: State) -> Sequence[State]:
+    def inner_states(self, state: State) -> Sequence[State]:
         """The inverse of `joined_state`. Raises ValueError if `state` does not fit."""
         return [state]
 
@@ -42,11 +43,11 @@ class WholeParameter:
 class SplitParameter:
     """A parameter whose matrices are parameters of another optimizer.
 
-    Pieces share memory with the parameter where strides allow; else, and if the
-    parameter is a DTensor, they are copies of the whole for the time of a step.
+    They share memory with it where strides allow. Elsewhere, and if the parameter is a
+    DTensor, their values are copied before and after each step.
 
     Attributes:
-        pieces: matrices (rows, columns), or stacks of them, (k, rows, columns).
+        inner: matrices (rows, columns), or stacks of them, (k, rows, columns).
     """
 
     def __init__(
@@ -56,68 +57,70 @@ class SplitParameter:
         stacks: Sequence[MatrixStack],
         keeps_stacks: bool,
     ):
-        """keeps_stacks: whether pieces are stacks."""
+        """keeps_stacks: whether inner parameters are stacks."""
         self._name = name
         self._parameter = parameter
         self._stacks = stacks
         self._keeps_stacks = keeps_stacks
-        values = self._matrices(parameter.detach())
-        self.pieces = [nn.Parameter(x) for x in values]
+        self.inner = [nn.Parameter(x) for x in self._matrices(parameter.detach())]
 
     def before_step(self) -> None:
-        """Gives the pieces their values and gradients."""
+        """Gives the inner parameters their values and gradients."""
         p = self._parameter
         if p.grad is None:
             return
-        # the memory of the parameter can be another since the last step
+        # a program may have replaced the memory of the parameter
         values = self._matrices(p.detach())
         gradients = self._matrices(p.grad)
-        for piece, value, gradient in zip(self.pieces, values, gradients, strict=True):
-            piece.data = value
-            piece.grad = gradient
+        for matrix, value, gradient in zip(self.inner, values, gradients, strict=True):
+            matrix.data = value
+            matrix.grad = gradient
 
     def after_step(self) -> None:
-        """Gives the parameter the values of the pieces."""
+        """Gives the parameter the values of the inner ones."""
         p = self._parameter
         if p.grad is None:
             return
-        for piece in self.pieces:
-            piece.grad = None
-        if all(_share_memory(piece, p) for piece in self.pieces):
-            return
-        whole = _whole(p.detach())
-        pieces = iter(self.pieces)
-        for stack in self._stacks:
-            k, *_ = stack.shape
-            if self._keeps_stacks:
-                matrices: Tensor = next(pieces)
-            else:
-                matrices = torch.stack([next(pieces) for _ in range(k)])
-            stack.write(whole, matrices)
+        for matrix in self.inner:
+            matrix.grad = None
         if is_dtensor(p):
+            whole = torch.empty(p.shape, dtype=p.dtype, device=p.device)
+            self._write(whole)
             _scatter(whole, p)
+        elif not all(_share_memory(matrix, p) for matrix in self.inner):
+            self._write(p.detach())
 
     def joined_state(self, states: Sequence[State]) -> State:
-        """What is stored for a parameter. states: of its pieces."""
+        """What is stored for the parameter. states: of the inner ones."""
         return dict(enumerate(states)) if any(states) else {}
 
-    def states_of_pieces(self, state: State) -> Sequence[State]:
+    def inner_states(self, state: State) -> Sequence[State]:
         """The inverse of `joined_state`. Raises ValueError if `state` does not fit."""
-        if state and set(state) != set(range(len(self.pieces))):
+        if state and set(state) != set(range(len(self.inner))):
             raise ValueError(
                 f"BlockwiseOptimizer: state of '{self._name}': expected one of "
-                f"{len(self.pieces)} matrices; got {len(state)} entries. Load it into "
+                f"{len(self.inner)} matrices; got {len(state)} entries. Load it into "
                 "an optimizer with the same `heads` and `takes_stacks`."
             )
         return [state[i] for i in range(len(state))]
 
-    def _matrices(self, tensor: Tensor) -> list[Tensor]:
-        """Of a tensor of the parameter's shape, one for each piece."""
-        whole = _whole(tensor)
+    def _matrices(self, tensor: Any) -> list[Tensor]:
+        """Of a tensor of the parameter's shape; collective for a DTensor."""
+        whole = tensor.full_tensor() if is_dtensor(tensor) else tensor
         stacks = [stack.read(whole) for stack in self._stacks]
         if self._keeps_stacks:
             return stacks
         return [matrix for stack in stacks for matrix in stack]
+
+    def _write(self, whole: Tensor) -> None:
+        """Copies the inner parameters into a tensor of the parameter's shape."""
+        inner: Iterator[Tensor] = iter(self.inner)
+        for stack in self._stacks:
+            k, *_ = stack.shape
+            if self._keeps_stacks:
+                stack.write(whole, next(inner))
+            else:
+                stack.write(whole, torch.stack(list(islice(inner, k))))
 
 
 def is_whole(parameter: Tensor, stacks: Sequence[MatrixStack]) -> bool:
@@ -132,11 +135,6 @@ def is_whole(parameter: Tensor, stacks: Sequence[MatrixStack]) -> bool:
     return (matrix.shape, matrix.stride()) == (places.shape, places.stride())
 
 
-def _whole(tensor: Any) -> Tensor:
-    """All elements; collective for a DTensor."""
-    return tensor.full_tensor() if is_dtensor(tensor) else tensor
-
-
 def _scatter(whole: Tensor, parameter: Any) -> None:
     """Copies values that all processes have into a DTensor."""
     from torch.distributed.tensor import DTensor, Replicate
@@ -147,8 +145,6 @@ def _scatter(whole: Tensor, parameter: Any) -> None:
     parameter.to_local().copy_(part.to_local())
 
 
-def _share_memory(piece: Tensor, parameter: Tensor) -> bool:
-    if is_dtensor(parameter):
-        return False
-    storages = piece.untyped_storage(), parameter.untyped_storage()
+def _share_memory(matrix: Tensor, parameter: Tensor) -> bool:
+    storages = matrix.untyped_storage(), parameter.untyped_storage()
     return storages[0].data_ptr() == storages[1].data_ptr()
