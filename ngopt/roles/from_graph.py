@@ -183,6 +183,8 @@ class _Edges:
             role = "output" if leads_to_output else "matrix"
             return self._matrix(spec.name, role, dense)
         kinds.update(map(self._role_of_bias, self.biases[number]))
+        if any(bias.kind == "slope" for bias in self.biases[number]):
+            kinds = {"other"}  # of a function such as PReLU, though it is added, too
         role = min(kinds, key=ROLES.index)
         depth = groups[self.targets[number][0]].depth
         return ParameterRole(spec.name, role, depth=depth)

@@ -103,6 +103,12 @@ class _Labels:
             if is_weight and target in self.heads and n_target > 1:
                 numbers = np.repeat(self._sources(block), n_target)
                 self.heads[target][self.targets(block)] = numbers
+            is_factor = block.kind in ("left", "right") and block.shape[1:] == (1, 1)
+            if is_factor and source in self.heads and target in self.heads:
+                # gates of results of attention are of their heads
+                targets, sources = self.targets(block), self._sources(block)
+                numbers = self.heads[target][targets], self.heads[source][sources]
+                self.heads[target][targets] = np.maximum(*numbers)
 
     def _sources(self, block: EdgeBlock) -> np.ndarray:
         return neurons(block.source_index, self.graph.groups[block.source].size)
