@@ -88,7 +88,7 @@ class TestProgram:
         printed = capsys.readouterr().out
         assert "FAILED   the process ended with exit code -9" in printed
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_processes(self, session, monkeypatch):
         assert in_process(fails, session) == "ended with exit code 1"
         monkeypatch.setattr("benchmarks.gpu.session.GRACE", 0.0)

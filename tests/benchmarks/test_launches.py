@@ -10,14 +10,16 @@ pytest.importorskip("transformers")
 from benchmarks import launches
 from benchmarks.launches import HORIZON, LIMITS, MIB, Counts
 from benchmarks.shapes import NETWORKS
+from tests.selection import quick_first
 
 META = torch.device("meta")
 # without a horizon there is an average beside, whose operations are the same in every
 # network
 CASES = [*product(NETWORKS, (HORIZON,)), ("ResNet-50", None)]
+LIMITED = [(network, HORIZON) for network in LIMITS]
 
 
-@pytest.mark.parametrize(("network", "horizon"), CASES)
+@pytest.mark.parametrize(("network", "horizon"), quick_first(CASES, LIMITED))
 def test_counts_are_within_the_limits(network, horizon):
     with launches.quiet():
         record = launches.counted(network, "default", horizon)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.selection import quick_first
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 SMALL = {
@@ -58,7 +60,9 @@ def test_notebooks_run_and_pages_have_their_outputs(script):
     assert "Traceback" not in page
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize(
+    "script", quick_first(SCRIPTS, SCRIPTS[:1]), ids=lambda script: script.stem
+)
 def test_notebooks_import_the_checkout_from_their_folder(script, tmp_path):
     """As in Jupyter, whose kernel starts in the folder of the notebook."""
     folder = tmp_path / "docs" / "notebooks"

@@ -66,6 +66,7 @@ def test_a_limit_keeps_the_first_networks(config):
     assert limited["test"].stack.count == data["test"].stack.count
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("compiled_eagerly", ["aot_eager"], indirect=True)
 def test_compiled_steps_are_the_same(config, compiled_eagerly):
     expected = losses_of(Classification(config), steps=3)

@@ -245,6 +245,7 @@ class TestImitation:
         for a, b in zip(after.inner.params, expected.params, strict=True):
             assert torch.equal(a, b)
 
+    @pytest.mark.thorough
     def test_meta_loss_falls(self, optimizee):
         metanet = FeedForward().double()
         weights, sizes = zip(

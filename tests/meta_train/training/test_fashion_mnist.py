@@ -10,7 +10,7 @@ from ngopt.pretrained import weights_hash
 STEPS = 200
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ng_gnn_beats_adam_on_fashion_mnist():
     try:
         load_dataset("fashion-mnist")

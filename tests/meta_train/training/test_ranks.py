@@ -32,6 +32,7 @@ class TestRanks:
             assert_equal(weights_of(tmp_path / name), expected)
         assert len({(tmp_path / name / "log.jsonl").read_text() for name in names}) == 1
 
+    @pytest.mark.thorough
     def test_torchrun(self, tmp_path):
         options = (
             "--outer-steps 2 --optimizees 2 --horizon 12 --truncation 3 --warmup 2"

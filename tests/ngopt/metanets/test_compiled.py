@@ -82,6 +82,7 @@ def test_steps_between_those_that_read_the_neural_graph_are_one_graph():
     pair.check()
 
 
+@pytest.mark.thorough
 @torch._dynamo.config.patch(recompile_limit=LIMIT)
 def test_compiled_steps_follow_a_scheduler():
     """Whether or not steps of other learning rates are compiled again."""

@@ -76,7 +76,7 @@ class TestTensors:
             largest.append(opt.param_groups[0]["reference_lr"])
         assert largest[0].is_meta and largest[0] is largest[1] is largest[2]
 
-    @pytest.mark.slow
+    @pytest.mark.thorough
     def test_a_compiled_step_is_not_compiled_again_for_a_tensor(self):
         torch.compiler.reset()
         model, counts = network(), []

@@ -4,6 +4,7 @@ import pytest
 
 from tests.ngopt.roles.labelled.check import mistakes
 from tests.ngopt.roles.labelled.expand import LABELS, elements_of
+from tests.selection import quick_first
 
 NAMES = sorted(path.stem for path in LABELS.glob("*.json"))
 QUICK = (
@@ -23,13 +24,7 @@ WRONG_BY_HEAD = {"qwen3_next": 2880, "recurrent_gemma": 3456}
 known behind a loop over time."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough)
-        for name in NAMES
-    ],
-)
+@pytest.mark.parametrize("name", quick_first(NAMES, QUICK))
 def test_roles_and_matrices_are_those_of_the_labels(name):
     try:
         result = mistakes(name)

@@ -15,9 +15,11 @@ from ngopt.graph.transforms import join_graphs, reordered
 from ngopt.roles.from_graph import ParameterRole, matrices_of_biases, roles_of
 from tests.graph_checks import assert_inverse
 from tests.networks import FromFunction
+from tests.selection import quick_first
 from tests.zoo import ZOO, zoo_graph, zoo_network
 
 MATRICES = ("embedding", "output", "matrix")
+USUAL_FAMILIES = "resnet18", "mobilenet_v3_small", "convnext_tiny"
 
 
 def assert_total(graph: NeuralGraph, roles: tuple[ParameterRole, ...]) -> None:
@@ -60,7 +62,7 @@ def test_roles_equal_those_assigned_by_hand(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_first(FAMILIES, USUAL_FAMILIES))
 def test_torchvision_families_are_whole_with_roles_assigned_by_hand(family):
     model, example = network(family)
     graph = build_graph(model, example)
