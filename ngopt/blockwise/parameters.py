@@ -24,6 +24,9 @@ class WholeParameter:
     def __init__(self, parameter: Tensor):
         self.inner = [parameter]
 
+    def refresh(self) -> None:
+        """Gives the inner parameters the values of the parameter."""
+
     def before_step(self) -> None:
         """Gives the inner parameters their values and gradients."""
 
@@ -64,17 +67,24 @@ class SplitParameter:
         self._keeps_stacks = keeps_stacks
         self.inner = [nn.Parameter(x) for x in self._matrices(parameter.detach())]
 
+    def refresh(self) -> None:
+        """Gives the inner parameters the values of the parameter, whose memory, type or
+        device may be another since the last time."""
+        values = self._matrices(self._parameter.detach())
+        for matrix, value in zip(self.inner, values, strict=True):
+            matrix.grad = None
+            matrix.data = value
+
     def before_step(self) -> None:
         """Gives the inner parameters their values and gradients."""
-        p = self._parameter
-        if p.grad is None:
+        gradient = self._parameter.grad
+        if gradient is None:
+            for matrix in self.inner:
+                matrix.grad = None
             return
-        # a program may have replaced the memory of the parameter
-        values = self._matrices(p.detach())
-        gradients = self._matrices(p.grad)
-        for matrix, value, gradient in zip(self.inner, values, gradients, strict=True):
-            matrix.data = value
-            matrix.grad = gradient
+        self.refresh()
+        for matrix, part in zip(self.inner, self._matrices(gradient), strict=True):
+            matrix.grad = part
 
     def after_step(self) -> None:
         """Gives the parameter the values of the inner ones."""
@@ -96,13 +106,15 @@ class SplitParameter:
 
     def inner_states(self, state: State) -> Sequence[State]:
         """The inverse of `joined_state`. Raises ValueError if `state` does not fit."""
-        if state and set(state) != set(range(len(self.inner))):
+        numbered = {str(key): value for key, value in state.items()}  # "0" in files
+        keys = [str(i) for i in range(len(self.inner))]
+        if numbered and set(numbered) != set(keys):
             raise ValueError(
                 f"BlockwiseOptimizer: state of '{self._name}': expected one of "
                 f"{len(self.inner)} matrices; got {len(state)} entries. Load it into "
                 "an optimizer with the same `heads` and `takes_stacks`."
             )
-        return [state[i] for i in range(len(state))]
+        return [numbered.get(key, {}) for key in keys]
 
     def _matrices(self, tensor: Any) -> list[Tensor]:
         """Of a tensor of the parameter's shape; collective for a DTensor."""

@@ -94,7 +94,7 @@ class MatrixStack:
         """A view of flat elements with one dimension for each axis."""
         axes = (*self.batch, *self.rows, *self.columns)
         last = self.offset + sum((x.length - 1) * x.stride for x in axes)
-        if last >= len(flat):
+        if prod(self.shape) and last >= len(flat):
             raise ValueError(
                 "MatrixStack: expected a tensor of the parameter's shape, with more "
                 f"than {last} elements; got {len(flat)}"

@@ -103,12 +103,27 @@ class _Labels:
             if is_weight and target in self.heads and n_target > 1:
                 numbers = np.repeat(self._sources(block), n_target)
                 self.heads[target][self.targets(block)] = numbers
-            is_factor = block.kind in ("left", "right") and block.shape[1:] == (1, 1)
-            if is_factor and source in self.heads and target in self.heads:
-                # gates of results of attention are of their heads
-                targets, sources = self.targets(block), self._sources(block)
-                numbers = self.heads[target][targets], self.heads[source][sources]
-                self.heads[target][targets] = np.maximum(*numbers)
+        self._share_heads()
+
+    def _share_heads(self) -> None:
+        """Gates of results of attention, and gated values, are of their heads."""
+        between_products = [
+            block
+            for block in self.graph.blocks
+            if block.kind in ("left", "right")
+            and block.shape[1:] == (1, 1)
+            and {block.source, block.target} <= self.heads.keys()
+        ]
+        for block in between_products:
+            sources = self.heads[block.source][self._sources(block)]
+            targets = self.targets(block)
+            known = self.heads[block.target][targets]
+            self.heads[block.target][targets] = np.maximum(known, sources)
+        for block in reversed(between_products):
+            targets = self.heads[block.target][self.targets(block)]
+            sources = self._sources(block)
+            known = self.heads[block.source][sources]
+            self.heads[block.source][sources] = np.maximum(known, targets)
 
     def _sources(self, block: EdgeBlock) -> np.ndarray:
         return neurons(block.source_index, self.graph.groups[block.source].size)

@@ -1,6 +1,5 @@
 """Groups of parameters by role, for any optimizer: `ngopt.optimizer_groups`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,13 +58,6 @@ def optimizer_groups(
     """
     check_module("optimizer_groups", model)
     roles = roles_of(build_graph(model, example_input))
-    return groups_by_role(model, roles, convolutions)
-
-
-def groups_by_role(
-    model: nn.Module, roles: Sequence[ParameterRole], convolutions: bool = False
-) -> list[dict[str, Any]]:
-    """See `optimizer_groups`. roles: of the model's parameters, see `roles_of`."""
     parameters = dict(model.named_parameters())
     groups: dict[str, dict[str, Any]] = {}
     for role in roles:

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
@@ -259,8 +264,12 @@ def test_a_state_of_other_matrices_is_an_error_that_changes_nothing():
     optimizer = blockwise(model)
     train(model, optimizer, range(2))
     before = copy.deepcopy(optimizer.state_dict())
+    state_dict = by_head.state_dict()
+    with pytest.raises(ValueError, match="heads: expected None; the state was .* 1"):
+        optimizer.load_state_dict(state_dict)
+    del state_dict["blockwise"]  # as torch.distributed.checkpoint does
     with pytest.raises(ValueError, match=r"'blocks.0.qkv.weight': expected one of 3"):
-        optimizer.load_state_dict(by_head.state_dict())
+        optimizer.load_state_dict(state_dict)
     state_dict = optimizer.state_dict()
     state_dict["param_groups"] = state_dict["param_groups"][1:]
     with pytest.raises(ValueError, match="expected groups of"):
@@ -289,16 +298,22 @@ def test_frozen_parameters_are_added_later():
     model.blocks[0].requires_grad_(True)
     params = list(model.blocks[0].parameters())
     optimizer.add_param_group({"params": params, "lr": 1e-4})
-    assert [group["lr"] for group in optimizer.param_groups[-2:]] == [1e-4, 1e-4]
+    added = [
+        (g["role"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups[5:]
+    ]
+    assert added == [("matrix", 1e-4, 0), ("norm", 1e-4, 0), ("bias", 1e-4, 0)]
+    assert ngopt.audit(optimizer, model, TOKENS).is_right
     before = copy.deepcopy(model.state_dict())
     train(model, optimizer, range(1))
     for key, value in model.state_dict().items():
         assert not torch.equal(value, before[key]), key
-    with pytest.raises(ValueError, match=r"'blocks.0.norm.weight': .* in one already"):
+    with pytest.raises(ValueError, match=r"'blocks.0.norm.weight': .* group already"):
         optimizer.add_param_group({"params": params})
-    with pytest.raises(ValueError, match="parameter 0 of shape .* of the model"):
+    with pytest.raises(ValueError, match=r"of the model; got shape \(2, 2\)"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))]})
-    assert len(optimizer.param_groups) == 7
+    with pytest.raises(TypeError, match="got a set"):
+        optimizer.add_param_group({"params": set(params)})
+    assert len(optimizer.param_groups) == 8
 
 
 def test_a_tied_matrix_is_in_one_group():
@@ -347,12 +362,132 @@ def test_it_is_right_in_an_audit_and_prints_its_groups():
 
 
 def test_arguments_that_do_not_fit_are_errors():
+    model = decoder()
     with pytest.raises(TypeError, match="BlockwiseOptimizer: model: expected"):
         BlockwiseOptimizer([torch.zeros(2)], None, Orthogonal)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="example_input: .* got the class Orthogonal"):
+        BlockwiseOptimizer(model, Orthogonal, MUON)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="inner: expected a class of .* got str"):
+        BlockwiseOptimizer(model, TOKENS, "muon")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="inner_options: expected a dict"):
+        BlockwiseOptimizer(model, TOKENS, Orthogonal, 0.02)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected a model with a hidden matrix"):
         BlockwiseOptimizer(nn.LayerNorm(4), torch.zeros(2, 4), Orthogonal, MUON)
     with pytest.raises(ValueError, match="heads: expected a number"):
-        blockwise(decoder(), heads=0)
+        blockwise(model, heads=0)
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"'0.weight': .* lazy module"):
+        BlockwiseOptimizer(lazy, torch.zeros(2, 4), Orthogonal, MUON)
+
+    def of_several_groups(groups: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [p]} for p in groups[0]["params"]], 0.1)
+
+    with pytest.raises(ValueError, match="inner: .* keeps its group; got 14 groups"):
+        BlockwiseOptimizer(model, TOKENS, of_several_groups)
+
+
+class WithCount(torch.optim.SGD):
+    """Has a mode in its groups, and stores a number beside them, as others do."""
+
+    count = 0
+
+    def __init__(self, params: Any, lr: float):
+        super().__init__(params, lr, momentum=0.9)
+        for group in self.param_groups:
+            group["is_training"] = False
+
+    def train(self) -> None:
+        for group in self.param_groups:
+            group["is_training"] = True
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        assert all(group["is_training"] for group in self.param_groups)
+        self.count += 1
+        return super().step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.count = state_dict["count"]
+        super().load_state_dict(state_dict)
+
+
+def test_an_optimizer_keeps_its_settings_and_what_it_stores():
+    model = decoder()
+    optimizer = BlockwiseOptimizer(model, TOKENS, WithCount, {"lr": 0.1})
+    inner: Any = optimizer.inner
+    inner.train()
+    train(model, optimizer, range(2))
+    inner.param_groups[0]["lr"] = 0.0
+    before = [p.clone() for p in hidden_of(model)]
+    train(model, optimizer, range(1))
+    assert all(map(torch.equal, before, hidden_of(model)))
+    assert optimizer.param_groups[0]["lr"] == 0
+    other = BlockwiseOptimizer(decoder(), TOKENS, WithCount, {"lr": 0.1})
+    other.load_state_dict(saved(optimizer.state_dict()))
+    loaded: Any = other.inner
+    assert loaded.count == 3 and other.param_groups[0]["lr"] == 0
+
+
+def test_state_of_another_type_is_loaded_before_the_first_step():
+    model = decoder()
+    optimizer = blockwise(model)
+    train(model, optimizer, range(2))
+    moved = copy.deepcopy(model).float()
+    other = blockwise(moved)
+    moved.double()
+    moved.load_state_dict(model.state_dict())
+    other.load_state_dict(saved(optimizer.state_dict()))
+    assert train(moved, other, range(2, 4)) == train(model, optimizer, range(2, 4))
+
+
+def test_a_step_that_failed_leaves_no_gradient():
+    model = decoder()
+    optimizer = blockwise(model)
+    assert optimizer.others is not None
+    hook = optimizer.others.register_step_pre_hook(lambda *_: 1 / 0)
+    loss_of(model).backward()
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    hook.remove()
+    optimizer.zero_grad()
+    before = copy.deepcopy(model.state_dict())
+    optimizer.step()
+    assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
+
+
+def test_states_of_distributed_checkpoints():
+    model = decoder()
+    optimizer = blockwise(model)
+    train(model, optimizer, range(2))
+    for options in (
+        StateDictOptions(full_state_dict=True),
+        StateDictOptions(flatten_optimizer_state_dict=True),
+    ):
+        other_model = copy.deepcopy(model)
+        other = blockwise(other_model)
+        state_dict = get_optimizer_state_dict(model, optimizer, options=options)
+        set_optimizer_state_dict(other_model, other, state_dict, options=options)
+        expected = copy.deepcopy((model, optimizer))
+        assert train(other_model, other, range(2, 4)) == train(*expected, range(2, 4))
+
+
+def test_momentum_is_cycled_where_there_is_one():
+    model = decoder()
+    optimizer = blockwise(model)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=10)
+    train(model, optimizer, range(1))
+    assert optimizer.inner is not None
+    assert optimizer.inner.param_groups[0]["momentum"] == 0.95
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_matrix_without_elements():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 0), nn.Linear(0, 3))
+    optimizer = BlockwiseOptimizer(model, torch.zeros(2, 4), torch.optim.SGD)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
 
 
 def test_fully_sharded_networks_train_as_whole_ones():
