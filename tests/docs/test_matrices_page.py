@@ -1,4 +1,4 @@
-"""The table of docs/results/matrices.md has the figures of its records."""
+"""The tables of docs/results/matrices.md have the figures of their records."""
 
 import json
 from pathlib import Path
@@ -18,3 +18,11 @@ def test_percentages_are_those_of_the_records():
         shares = (f"{100 * record[rule] / elements:.1f}" for rule in RULES)
         cells = record["network"], f"{elements:,}", *shares
         assert f"| {' | '.join(cells)} |" in lines
+
+
+def test_losses_are_those_of_the_records():
+    records = json.loads((ROOT / "results/fused_gpt.json").read_text())["variants"]
+    page = (ROOT / "docs/results/matrices.md").read_text()
+    for record in records:
+        loss, deviation = record["loss"], record["deviation"]
+        assert f"| {record['Muon on']} | {loss:.3f} ± {deviation:.3f} |" in page
