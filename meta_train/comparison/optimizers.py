@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
+from meta_train.comparison.celo2 import Celo2
 from meta_train.training.rules import as_learned
 from ngopt import NGOptimizer, UpdateRule, list_pretrained, load_pretrained
 from ngopt.metanets import METANETS
@@ -44,6 +45,8 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
 MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
+# On small networks; its authors use 3e-5 to 3e-4 on large ones, and 1e-3 in between.
+CELO2_LRS = (0.0003, 0.001, 0.003, 0.01, 0.03)
 SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
 # For all other problems: fine-tuning needs the lowest rates, vectors that begin at
 # zero the highest.
@@ -166,11 +169,17 @@ def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
 
 def _muon(model: nn.Module, lr: float) -> Optimizer:
     """Muon for matrices and kernels, Adam for embeddings and vectors."""
-    embeddings = []
-    for module in model.modules():
-        if isinstance(module, EMBEDDINGS):
-            embeddings += module.parameters()
-    return MuonWithAdam(model.parameters(), lr, embeddings)
+    return MuonWithAdam(model.parameters(), lr, _embeddings(model))
+
+
+def _celo2(model: nn.Module, lr: float, orthogonalize: bool = True) -> Optimizer:
+    """Celo2 for matrices and kernels, AdamW for embeddings and vectors."""
+    return Celo2(model.parameters(), lr, _embeddings(model), orthogonalize)
+
+
+def _embeddings(model: nn.Module) -> list[nn.Parameter]:
+    modules = [module for module in model.modules() if isinstance(module, EMBEDDINGS)]
+    return [p for module in modules for p in module.parameters()]
 
 
 def _learned(
@@ -202,6 +211,8 @@ _adamw_wide = with_cosine(from_torch(AdamW, weight_decay=WEIGHT_DECAY))
 _adam_games = with_cosine(from_torch(Adam, betas=(0.5, 0.999)))
 _muon_cosine = with_cosine(_muon)
 _kl_soap = partial(soap, kind="KLSOAP")
+_celo2_cosine = with_cosine(_celo2)
+_celo2_base = with_cosine(partial(_celo2, orthogonalize=False))
 
 OPTIMIZERS = {
     spec.name: spec
@@ -213,6 +224,9 @@ OPTIMIZERS = {
         ComparedOptimizer("muon-cosine", _muon_cosine, MUON_LRS),
         ComparedOptimizer("soap-cosine", with_cosine(soap), SOAP_LRS),
         ComparedOptimizer("kl-soap-cosine", with_cosine(_kl_soap), SOAP_LRS),
+        ComparedOptimizer("celo2", _celo2_cosine, CELO2_LRS),
+        ComparedOptimizer("celo2-base", _celo2_base, CELO2_LRS),
+        ComparedOptimizer("celo2-default", _celo2_cosine, lr=0.001),
         ComparedOptimizer("adam-default", _adam, lr=0.001),  # torch's
         ComparedOptimizer("muon-default", _muon_cosine, lr=0.02),  # its author's
     )

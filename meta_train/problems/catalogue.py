@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from harness.random import seeded
-from meta_train.problems import exact, ladders, situations
+from meta_train.problems import exact, ladders, situations, velo
 from meta_train.problems.images import (
     CIFAR,
     CIFAR_16,
@@ -242,6 +242,7 @@ PROBLEMS: dict[str, SupervisedProblem] = named(
         **_BEYOND_THE_PAPER,
         **exact.EXACT,
         **ladders.LADDERS,
+        **velo.VELO,
     }
 )
 # For meta-training only: a family in which each seed is another network, and a wide
@@ -267,6 +268,7 @@ LISTS = {
     "beyond": tuple(_BEYOND_THE_PAPER),
     "exact": tuple(exact.EXACT),
     "ladders": tuple(ladders.LADDERS),
+    "velo": tuple(velo.VELO),
     "situations": situations.DEVELOPING,
     "situations-validation": situations.VALIDATING,
     "situations-test": situations.TESTING,

@@ -9,8 +9,14 @@ from harness.image_datasets import DatasetUnavailable
 from meta_train.problems import LISTS, META_TRAINING, PROBLEMS, SITUATIONS, load_problem
 from meta_train.problems.situations import DEVELOPING, TESTING, VALIDATING, finetuning
 from tests.meta_train.small import available
+from tests.selection import quick_first
 
 ALL = {**PROBLEMS, **SITUATIONS, **META_TRAINING}
+ALIKE = {
+    *(name for name in LISTS["ladders"] if name.count("-") > 2),
+    *(name for name in LISTS["velo"] if "128x128x128" in name),
+}
+"""Problems that differ from others in numbers alone."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +29,7 @@ def little_pretraining():
     finetuning.weights.cache_clear()
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=quick_first(ALL, ALL.keys() - ALIKE))
 def problem(request):
     return available(request.param)
 

@@ -1,0 +1,111 @@
+"""Celo2 with its published weights.
+
+The port of Belilovsky-Lab is compared where it is installed:
+`pip install git+https://github.com/Belilovsky-Lab/pylo` (commit d05c6c1 or newer).
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from meta_train.comparison.celo2 import WEIGHTS, Celo2, SplitMlp
+from meta_train.comparison.optimizers import load_optimizer
+
+SHAPES = (12, 7), (7, 12), (8, 8), (16, 4, 3, 3), (3, 5, 6), (9,), (20, 6)
+
+
+def parameters() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(0.1 * torch.randn(shape)) for shape in SHAPES]
+
+
+def set_gradients(params: list[nn.Parameter], step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator) * 10.0 ** (step % 3 - 1)
+
+
+@pytest.mark.parametrize("orthogonalize", [True, False])
+def test_it_equals_the_published_port(orthogonalize):
+    published = pytest.importorskip("pylo.optim.CELO2_naive")
+    network = published.CELO2MLP()
+    mlp = SplitMlp(WEIGHTS)
+    for own, weight in zip(network.w0, mlp.first, strict=True):
+        own.data.copy_(weight)
+    network.b0.data.copy_(mlp.bias)
+    for i, (weight, bias) in enumerate(mlp.dense):
+        network.dense_w[i].data.copy_(weight)
+        network.dense_b[i].data.copy_(bias)
+    theirs, ours = parameters(), parameters()
+    groups = [{"params": theirs[:-1]}, {"params": theirs[-1:], "is_embedding": True}]
+    settings = {"orthogonalize": orthogonalize, "network": network, "hf_key": None}
+    expected = published.CELO2_naive(groups, lr=0.01, **settings)
+    optimizer = Celo2(ours, 0.01, ours[-1:], orthogonalize)
+    for step in range(10):
+        set_gradients(theirs, step)
+        set_gradients(ours, step)
+        expected.step()
+        optimizer.step()
+    for p, q in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(q, p, rtol=0, atol=1e-6)
+
+
+def test_there_are_347_weights():
+    mlp = SplitMlp(WEIGHTS)
+    weights = [*mlp.first, mlp.bias, *(x for pair in mlp.dense for x in pair)]
+    assert sum(weight.numel() for weight in weights) == 347
+
+
+def test_updates_of_matrices_have_unit_size_and_vectors_are_adams():
+    params = parameters()
+    before = [p.detach().clone() for p in params]
+    optimizer = Celo2(params, 0.01, params[-1:])
+    set_gradients(params, 0)
+    optimizer.step()
+    for p, old in zip(params, before, strict=True):
+        size = (p - old).square().mean().sqrt()
+        assert size.item() == pytest.approx(0.01, rel=1e-3)
+    vectors = [(p - old).abs() for p, old in zip(params[-2:], before[-2:], strict=True)]
+    for change in vectors:  # the first step of Adam
+        torch.testing.assert_close(
+            change, torch.full_like(change, 0.01), rtol=1e-3, atol=0
+        )
+
+
+def test_a_saved_state_continues_to_the_bit():
+    params = parameters()
+    optimizer = Celo2(params, 0.01)
+    for step in range(3):
+        set_gradients(params, step)
+        optimizer.step()
+    copies = [nn.Parameter(p.detach().clone()) for p in params]
+    resumed = Celo2(copies, 0.01)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for step in range(3, 6):
+        for these, one in ((params, optimizer), (copies, resumed)):
+            set_gradients(these, step)
+            one.step()
+    assert all(map(torch.equal, params, copies))
+
+
+@pytest.mark.parametrize("name", ["celo2", "celo2-base"])
+def test_it_trains_as_a_compared_optimizer(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Embedding(9, 8), nn.Flatten(), nn.Linear(24, 16), nn.Tanh()
+    )
+    model.append(nn.Linear(16, 3))
+    tokens = torch.randint(9, (64, 3))
+    spec = load_optimizer(name)
+    optimizer, scheduler = spec.build(model, 0.01, 60)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(tokens), tokens.sum(1) % 3)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
