@@ -81,7 +81,7 @@ class ComparedOptimizer(OptimizerSpec):
 
 
 def load_optimizer(name: str) -> ComparedOptimizer:
-    """A baseline of `OPTIMIZERS` or `WIDE`, or a learned optimizer.
+    """A baseline of `OPTIMIZERS`, `WIDE` or `RIVALS`, or a learned optimizer.
 
     name: of a baseline or of bundled weights, or the path of a weights file. Weights
     may have suffixes:
@@ -95,7 +95,7 @@ def load_optimizer(name: str) -> ComparedOptimizer:
 
     Raises ValueError if the name is unknown or the weights cannot be loaded.
     """
-    baselines = {**OPTIMIZERS, **WIDE}
+    baselines = {**OPTIMIZERS, **WIDE, **RIVALS}
     if name in baselines:
         return baselines[name]
     weights, options, settings = _split_options(name)
@@ -224,11 +224,18 @@ OPTIMIZERS = {
         ComparedOptimizer("muon-cosine", _muon_cosine, MUON_LRS),
         ComparedOptimizer("soap-cosine", with_cosine(soap), SOAP_LRS),
         ComparedOptimizer("kl-soap-cosine", with_cosine(_kl_soap), SOAP_LRS),
+        ComparedOptimizer("adam-default", _adam, lr=0.001),  # torch's
+        ComparedOptimizer("muon-default", _muon_cosine, lr=0.02),  # its author's
+    )
+}
+
+# Learned optimizers of others.
+RIVALS = {
+    spec.name: spec
+    for spec in (
         ComparedOptimizer("celo2", _celo2_cosine, CELO2_LRS),
         ComparedOptimizer("celo2-base", _celo2_base, CELO2_LRS),
         ComparedOptimizer("celo2-default", _celo2_cosine, lr=0.001),
-        ComparedOptimizer("adam-default", _adam, lr=0.001),  # torch's
-        ComparedOptimizer("muon-default", _muon_cosine, lr=0.02),  # its author's
     )
 }
 
