@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+
+from ngopt.race.muon import OptimizerOfParts
 
 WEIGHTS = Path(__file__).parents[2] / "results/celo2/celo2.safetensors"
 """347 numbers, converted by Belilovsky-Lab/pylo, BSD-3-Clause: see LICENSE there."""
@@ -20,43 +21,26 @@ LARGEST_GRADIENT = 1000.0
 
 
 class Celo2(Optimizer):
-    """Celo2 on parameters of two dimensions or more, AdamW on the others.
+    """Celo2 on parameters of two dimensions or more.
 
     An MLP of 30 features of each element gives a direction, (*shape,). Features and
     direction are divided by their RMS over the last two dimensions; in between the
     direction becomes nearly orthogonal. It has no schedule and no weight decay.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        with_adam: Iterable[Tensor] = (),
-        orthogonalize: bool = True,
-    ):
-        """with_adam: other parameters for AdamW, such as embeddings. orthogonalize:
-        without it, it is the variant that its authors call Celo2-base."""
+    def __init__(self, params: Iterable[Tensor], lr: float, orthogonalize: bool = True):
+        """orthogonalize: without it, it is the variant that its authors call
+        Celo2-base."""
         super().__init__(params, {"lr": lr})
         self._orthogonalizes = orthogonalize
         self._mlp = SplitMlp(WEIGHTS)
-        given_to_adam = set(with_adam)
-        params = self.param_groups[0]["params"]
-        vectors = [p for p in params if p.ndim < 2 or p in given_to_adam]
-        of_adam = {id(p) for p in vectors}
-        self._matrices = [p for p in params if id(p) not in of_adam]
-        self._adam = (
-            AdamW(vectors, lr, (0.9, 0.95), weight_decay=0) if vectors else None
-        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        lr = self.param_groups[0]["lr"]
-        for p in self._matrices:
-            if p.grad is not None:
-                p.sub_(self._direction(p), alpha=lr)
-        if self._adam is not None:
-            self._adam.param_groups[0]["lr"] = lr
-            self._adam.step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(self._direction(p), alpha=group["lr"])
 
     def _direction(self, p: Tensor) -> Tensor:
         if p not in self.state:
@@ -69,14 +53,29 @@ class Celo2(Optimizer):
             direction = _orthogonal(direction)
         return _unit(direction, (-2, -1))
 
-    def state_dict(self) -> dict[str, Any]:
-        adam = None if self._adam is None else self._adam.state_dict()
-        return {**super().state_dict(), "adam": adam}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if self._adam is not None:
-            self._adam.load_state_dict(state_dict["adam"])
+class Celo2WithAdam(OptimizerOfParts):
+    """Celo2 on parameters of two dimensions or more, AdamW on the others."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        with_adam: Iterable[Tensor] = (),
+        orthogonalize: bool = True,
+    ):
+        """with_adam: other parameters for AdamW, such as embeddings. orthogonalize: of
+        `Celo2`."""
+        super().__init__(params, lr)
+        given_to_adam = set(with_adam)
+        matrices, vectors = [], []
+        for p in self.param_groups[0]["params"]:
+            is_vector = p.ndim < 2 or p in given_to_adam
+            (vectors if is_vector else matrices).append(p)
+        if matrices:
+            self.parts.append(Celo2(matrices, lr, orthogonalize))
+        if vectors:
+            self.parts.append(AdamW(vectors, lr, (0.9, 0.95), weight_decay=0))
 
 
 class SplitMlp:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from meta_train.comparison.celo2 import Celo2
+from meta_train.comparison.celo2 import Celo2WithAdam
 from meta_train.training.rules import as_learned
 from ngopt import NGOptimizer, UpdateRule, list_pretrained, load_pretrained
 from ngopt.metanets import METANETS
@@ -174,7 +174,7 @@ def _muon(model: nn.Module, lr: float) -> Optimizer:
 
 def _celo2(model: nn.Module, lr: float, orthogonalize: bool = True) -> Optimizer:
     """Celo2 for matrices and kernels, AdamW for embeddings and vectors."""
-    return Celo2(model.parameters(), lr, _embeddings(model), orthogonalize)
+    return Celo2WithAdam(model.parameters(), lr, _embeddings(model), orthogonalize)
 
 
 def _embeddings(model: nn.Module) -> list[nn.Parameter]:

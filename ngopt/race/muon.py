@@ -10,7 +10,34 @@ from torch import Tensor
 from torch.optim import Optimizer, _muon
 
 
-class MuonWithAdam(Optimizer):
+class OptimizerOfParts(Optimizer):
+    """Several optimizers of parts of the parameters, with one learning rate.
+
+    Attributes:
+        parts: the optimizers.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float):
+        super().__init__(params, {"lr": lr})
+        self.parts: list[Optimizer] = []
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = self.param_groups[0]["lr"]
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = [part.state_dict() for part in self.parts]
+        return {**super().state_dict(), "parts": parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+class MuonWithAdam(OptimizerOfParts):
     """Muon on parameters with two or more dimensions, AdamW on the others.
 
     `torch.optim.Muon` takes matrices alone, so it gets views of kernels, (out, in * k *
@@ -33,7 +60,7 @@ class MuonWithAdam(Optimizer):
 
         Raises ValueError for a kernel that is not contiguous, which has no such view.
         """
-        super().__init__(params, {"lr": lr})
+        super().__init__(params, lr)
         given_to_adam = set(with_adam)
         self._kernels = []
         self._matrices = []
@@ -49,7 +76,6 @@ class MuonWithAdam(Optimizer):
                 )
             self._kernels.append(p)
             self._matrices.append(p.detach().view(len(p), -1))
-        self.parts: list[Optimizer] = []
         if self._matrices:
             muon = torch.optim.Muon(
                 self._matrices, lr, weight_decay=weight_decay, adjust_lr_fn=adjust_lr_fn
@@ -71,19 +97,7 @@ class MuonWithAdam(Optimizer):
                 _muon, "_zeropower_via_newtonschulz", orthogonalized
             )
         with products:
-            for part in self.parts:
-                for group in part.param_groups:
-                    group["lr"] = self.param_groups[0]["lr"]
-                part.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        parts = [part.state_dict() for part in self.parts]
-        return {**super().state_dict(), "parts": parts}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
+            super().step()
 
 
 def orthogonalized(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train.comparison.celo2 import WEIGHTS, Celo2, SplitMlp
+from meta_train.comparison.celo2 import WEIGHTS, Celo2WithAdam, SplitMlp
 from meta_train.comparison.optimizers import load_optimizer
 
 SHAPES = (12, 7), (7, 12), (8, 8), (16, 4, 3, 3), (3, 5, 6), (9,), (20, 6)
@@ -42,7 +42,7 @@ def test_it_equals_the_published_port(orthogonalize):
     groups = [{"params": theirs[:-1]}, {"params": theirs[-1:], "is_embedding": True}]
     settings = {"orthogonalize": orthogonalize, "network": network, "hf_key": None}
     expected = published.CELO2_naive(groups, lr=0.01, **settings)
-    optimizer = Celo2(ours, 0.01, ours[-1:], orthogonalize)
+    optimizer = Celo2WithAdam(ours, 0.01, ours[-1:], orthogonalize)
     for step in range(10):
         set_gradients(theirs, step)
         set_gradients(ours, step)
@@ -61,7 +61,7 @@ def test_there_are_347_weights():
 def test_updates_of_matrices_have_unit_size_and_vectors_are_adams():
     params = parameters()
     before = [p.detach().clone() for p in params]
-    optimizer = Celo2(params, 0.01, params[-1:])
+    optimizer = Celo2WithAdam(params, 0.01, params[-1:])
     set_gradients(params, 0)
     optimizer.step()
     for p, old in zip(params, before, strict=True):
@@ -76,12 +76,12 @@ def test_updates_of_matrices_have_unit_size_and_vectors_are_adams():
 
 def test_a_saved_state_continues_to_the_bit():
     params = parameters()
-    optimizer = Celo2(params, 0.01)
+    optimizer = Celo2WithAdam(params, 0.01)
     for step in range(3):
         set_gradients(params, step)
         optimizer.step()
     copies = [nn.Parameter(p.detach().clone()) for p in params]
-    resumed = Celo2(copies, 0.01)
+    resumed = Celo2WithAdam(copies, 0.01)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for step in range(3, 6):
         for these, one in ((params, optimizer), (copies, resumed)):
@@ -100,6 +100,7 @@ def test_it_trains_as_a_compared_optimizer(name):
     tokens = torch.randint(9, (64, 3))
     spec = load_optimizer(name)
     optimizer, scheduler = spec.build(model, 0.01, 60)
+    assert scheduler is not None
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
