@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ngopt.race.optimizers import (
     soap,
     with_cosine,
 )
+from ngopt.schedule import cosine_schedule
 
 ADAMW_WEIGHT_DECAY = 0.1  # as in most recipes for transformers
 
@@ -93,10 +95,12 @@ def load_optimizer(name: str) -> ComparedOptimizer:
             zero, as in Hugging Face's Trainer.
         ":scale=2", ":weight_decay=1": arguments.
 
-    Raises ValueError if the name is unknown or the weights cannot be loaded.
+    Raises ValueError if the name is unknown, a package that it needs is missing, or the
+    weights cannot be loaded.
     """
     baselines = {**OPTIMIZERS, **WIDE, **RIVALS}
     if name in baselines:
+        baselines[name].check()
         return baselines[name]
     weights, options, settings = _split_options(name)
     bundled = list_pretrained()
@@ -172,6 +176,27 @@ def _muon(model: nn.Module, lr: float) -> Optimizer:
     return MuonWithAdam(model.parameters(), lr, _embeddings(model))
 
 
+def _prodigy(model: nn.Module, lr: float) -> Optimizer:
+    """Without a learning rate to tune (Mishchenko and Defazio 2024). Its authors have a
+    cosine schedule, and `safeguard_warmup` with a warm-up."""
+    prodigy = import_module("prodigyopt").Prodigy
+    return prodigy(model.parameters(), lr=lr, safeguard_warmup=True)
+
+
+def _ademamix(model: nn.Module, lr: float, total_steps: int) -> Built:
+    """AdamW with a second, slow momentum, whose share and decay grow over the run
+    (Pagliardini et al. 2025)."""
+    kind = import_module("pytorch_optimizer").AdEMAMix
+    optimizer = kind(model.parameters(), lr=lr, t_alpha_beta3=total_steps)
+    return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
+
+
+def _muon_at_adams_rate(model: nn.Module, lr: float) -> Optimizer:
+    """torch's Muon with updates of AdamW's size, so that it takes AdamW's rate."""
+    embeddings = _embeddings(model)
+    return MuonWithAdam(model.parameters(), lr, embeddings, 0.0, "match_rms_adamw")
+
+
 def _celo2(model: nn.Module, lr: float, orthogonalize: bool = True) -> Optimizer:
     """Celo2 for matrices and kernels, AdamW for embeddings and vectors."""
     return Celo2WithAdam(model.parameters(), lr, _embeddings(model), orthogonalize)
@@ -211,6 +236,7 @@ _adamw_wide = with_cosine(from_torch(AdamW, weight_decay=WEIGHT_DECAY))
 _adam_games = with_cosine(from_torch(Adam, betas=(0.5, 0.999)))
 _muon_cosine = with_cosine(_muon)
 _kl_soap = partial(soap, kind="KLSOAP")
+_muon_adamw_cosine = with_cosine(_muon_at_adams_rate)
 _celo2_cosine = with_cosine(_celo2)
 _celo2_base = with_cosine(partial(_celo2, orthogonalize=False))
 
@@ -229,13 +255,21 @@ OPTIMIZERS = {
     )
 }
 
-# Learned optimizers of others.
+# Learned optimizers of others, and untuned ones with their authors' settings.
 RIVALS = {
     spec.name: spec
     for spec in (
         ComparedOptimizer("celo2", _celo2_cosine, CELO2_LRS),
         ComparedOptimizer("celo2-base", _celo2_base, CELO2_LRS),
         ComparedOptimizer("celo2-default", _celo2_cosine, lr=0.001),
+        ComparedOptimizer("schedule-free-default", _schedule_free, lr=0.0025),
+        ComparedOptimizer("prodigy", with_cosine(_prodigy), needs="prodigyopt"),
+        ComparedOptimizer(
+            "ademamix-default", _ademamix, lr=0.001, needs="pytorch_optimizer"
+        ),
+        ComparedOptimizer(
+            "muon-adamw-rate", with_cosine(_muon_at_adams_rate), lr=0.001
+        ),
     )
 }
 

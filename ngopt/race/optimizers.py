@@ -51,7 +51,7 @@ class OptimizerSpec:
         """Raises ValueError if the module that it needs is missing."""
         if self.needs is not None and find_spec(self.needs) is None:
             raise ValueError(
-                f"race: {self.name} needs {self.needs}. Install it: "
+                f"optimizer '{self.name}' needs {self.needs}. Install it: "
                 f"pip install {self.needs}"
             )
 

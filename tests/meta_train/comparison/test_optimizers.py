@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train.comparison.optimizers import OPTIMIZERS, WIDE, load_optimizer
+from meta_train.comparison.optimizers import OPTIMIZERS, RIVALS, WIDE, load_optimizer
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.graph.connectivity import unconnected
 from ngopt.pretrained import weights_hash
@@ -114,8 +114,11 @@ def test_arguments_follow_the_name():
     assert optimizer.defaults["weight_decay"] == 1.45
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, *WIDE])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *WIDE, *RIVALS])
 def test_every_baseline_learns(name):
+    needed = {**OPTIMIZERS, **WIDE, **RIVALS}[name].needs
+    if needed is not None:
+        pytest.importorskip(needed)
     spec = load_optimizer(name)
     torch.manual_seed(1)
     model = small_cnn()
@@ -135,7 +138,8 @@ def test_every_baseline_learns(name):
         if scheduler is not None:
             scheduler.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    share = 0.97 if name in RIVALS else 0.9  # some have low rates of their authors
+    assert losses[-1] < share * losses[0]
 
 
 def test_grids_have_at_least_five_rates_in_order():

@@ -203,7 +203,7 @@ def test_missing_module_is_an_error_before_training(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(race_optimizers, "find_spec", lambda name: None)
     monkeypatch.setattr(parabola, "loss", None)  # nothing is trained
     assert race(tmp_path, "--optimizers", "adamw", "soap") == cli.FAILED
-    assert "soap needs heavyball" in capsys.readouterr().err
+    assert "'soap' needs heavyball" in capsys.readouterr().err
 
 
 def test_help_lists_optimizers_and_defaults(capsys):
