@@ -178,7 +178,7 @@ def test_stacks_and_single_matrices_are_the_same_training():
     assert runs[0] == pytest.approx(runs[1], abs=1e-9)
 
 
-def test_a_scheduler_a_scaler_a_closure_and_a_compiled_step():
+def test_a_scheduler_a_scaler_and_a_closure():
     model = decoder()
     optimizer = blockwise(model)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -206,6 +206,22 @@ def test_a_scheduler_a_scaler_a_closure_and_a_compiled_step():
     assert len(set(rates)) == 8
     assert optimizer.param_groups[0]["lr"] == rates[-1]
     assert loss_of(model) < first
+
+
+def test_a_compiled_step_of_the_inner_optimizer():
+    def compiled(groups: Any, **options: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(groups, **options)
+        optimizer.step = torch.compile(optimizer.step, backend="eager")
+        return optimizer
+
+    runs = []
+    for inner in (torch.optim.SGD, compiled):
+        model = decoder()
+        optimizer = BlockwiseOptimizer(
+            model, TOKENS, inner, {"lr": 0.1, "momentum": 0.9}
+        )
+        runs.append(train(model, optimizer, range(6)))
+    assert runs[0] == runs[1]
 
 
 def test_an_infinite_gradient_is_skipped_by_a_scaler():
