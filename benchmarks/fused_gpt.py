@@ -8,17 +8,15 @@ parameters, with a seed of its own; AdamW has the others. All fall as a cosine t
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Muon, Optimizer, _muon
+from torch.optim import Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
@@ -26,7 +24,7 @@ from benchmarks.records import Record, parser_of, table, write
 from harness.random import seeded
 from meta_train.problems.text import TEXT_64, VOCABULARY
 from ngopt import BlockwiseOptimizer, optimizer_groups
-from ngopt.race.muon import orthogonalized
+from ngopt.race.muon import float32_products
 
 LAYERS, WIDTH, HEADS, LENGTH, BATCH = 4, 128, 8, 64, 12
 RATES = 0.005, 0.01, 0.02, 0.05, 0.1
@@ -119,14 +117,6 @@ def final_loss(
         codes, targets = splits.validation.batch(torch.arange(len(splits.validation)))
         logits = model(codes).flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten()).item()
-
-
-@contextmanager
-def float32_products() -> Iterator[None]:
-    """Muon's products in float32: CPUs without bfloat16 emulate it 50 times slower."""
-    name = "_zeropower_via_newtonschulz"
-    with patch.object(_muon, name, orthogonalized):
-        yield
 
 
 def compare(seeds: int, steps: int) -> tuple[list[Record], list[Record]]:

@@ -67,11 +67,7 @@ class Celo2WithAdam(OptimizerOfParts):
         """with_adam: other parameters for AdamW, such as embeddings. orthogonalize: of
         `Celo2`."""
         super().__init__(params, lr)
-        given_to_adam = set(with_adam)
-        matrices, vectors = [], []
-        for p in self.param_groups[0]["params"]:
-            is_vector = p.ndim < 2 or p in given_to_adam
-            (vectors if is_vector else matrices).append(p)
+        matrices, vectors = self.divided(with_adam)
         if matrices:
             self.parts.append(Celo2(matrices, lr, orthogonalize))
         if vectors:

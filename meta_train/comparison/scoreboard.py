@@ -150,9 +150,9 @@ def rows_of(scores: Sequence[Score]) -> list[dict[str, str]]:
             name = score.optimizer
             row[name] = f"{score.final:.4g}"
             row[f"{name} reaches it at"] = str(score.reached or "not")
-            row[f"{name} in {fastest:.0f} s"] = f"{loss_in(score, fastest):.4g}"
+            row[f"{name}, same seconds"] = f"{loss_in(score, fastest):.4g}"
         rows.append(row)
-    return _with_equal_columns(rows)
+    return rows
 
 
 def loss_in(score: Score, seconds: float) -> float:
@@ -160,18 +160,6 @@ def loss_in(score: Score, seconds: float) -> float:
     share = min(1.0, seconds / score.seconds)
     block = max(1, round(share * len(score.losses)))
     return score.losses[block - 1]
-
-
-def _with_equal_columns(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Seconds in titles of columns differ between tasks."""
-    equal = []
-    for row in rows:
-        names = (
-            k if " in " not in k else f"{k.partition(' in ')[0]}, same seconds"
-            for k in row
-        )
-        equal.append(dict(zip(names, row.values(), strict=True)))
-    return equal
 
 
 def summary(scores: Sequence[Score]) -> str:

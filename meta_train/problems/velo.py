@@ -36,6 +36,10 @@ PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 3072}
 
 Activation = type[nn.ReLU] | type[nn.Tanh]
 
+# As in the source, evaluation, too, normalises by the moments of the batch.
+BATCH_NORM_1D = partial(nn.BatchNorm1d, track_running_stats=False)
+BATCH_NORM_2D = partial(nn.BatchNorm2d, track_running_stats=False)
+
 
 @cache
 def images(name: str, size: int | None = None) -> Splits:
@@ -64,21 +68,6 @@ def images(name: str, size: int | None = None) -> Splits:
 def reconstructed(data: Data) -> Data:
     """The same images; the targets are their pixels, (b, pixels)."""
     return lambda: data().map(lambda inputs, labels: (inputs, inputs.flatten(1)))
-
-
-class HaikuBatchNorm(nn.Module):
-    """Batch norm of activations (b, channels, ...) by the moments of the batch alone.
-
-    Evaluation normalises in the same way, as in the source.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -185,7 +174,7 @@ VELO: dict[str, SupervisedProblem] = named(
         "Conv_Cifar10_16_32x64x64": _cnn(16),
         "Conv_Cifar10_32x64x64": _cnn(),
         "Conv_Cifar10_32x64x64_Tanh": _cnn(activation=nn.Tanh),
-        "Conv_Cifar10_32x64x64_batchnorm": _cnn(norm=HaikuBatchNorm),
+        "Conv_Cifar10_32x64x64_batchnorm": _cnn(norm=BATCH_NORM_2D),
         "Conv_Cifar10_32x64x64_layernorm": _cnn(norm=ChannelNorm),
         "ImageMLPAE_Cifar10_128x32x128_bs256": _autoencoder(
             "cifar10", 128, 32, 128, batch_size=256
@@ -210,10 +199,10 @@ VELO: dict[str, SupervisedProblem] = named(
             128, 128, objective=SQUARED, dropout=0.8
         ),
         "ImageMLP_Cifar10_128x128x128_BatchNorm_Relu": _on_cifar(
-            *THREE, norm=HaikuBatchNorm
+            *THREE, norm=BATCH_NORM_1D
         ),
         "ImageMLP_Cifar10_128x128x128_BatchNorm_Tanh": _on_cifar(
-            *THREE, norm=HaikuBatchNorm, activation=nn.Tanh
+            *THREE, norm=BATCH_NORM_1D, activation=nn.Tanh
         ),
         "ImageMLP_Cifar10_128x128x128_LayerNorm_Relu": _on_cifar(
             *THREE, norm=nn.LayerNorm

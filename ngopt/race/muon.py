@@ -21,6 +21,18 @@ class OptimizerOfParts(Optimizer):
         super().__init__(params, {"lr": lr})
         self.parts: list[Optimizer] = []
 
+    def divided(self, with_adam: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters with two or more dimensions, and the others.
+
+        with_adam: others whatever their dimensions.
+        """
+        given_to_adam = set(with_adam)
+        matrices, others = [], []
+        for p in self.param_groups[0]["params"]:
+            is_other = p.ndim < 2 or p in given_to_adam
+            (others if is_other else matrices).append(p)
+        return matrices, others
+
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for part in self.parts:
             for group in part.param_groups:
@@ -61,20 +73,14 @@ class MuonWithAdam(OptimizerOfParts):
         Raises ValueError for a kernel that is not contiguous, which has no such view.
         """
         super().__init__(params, lr)
-        given_to_adam = set(with_adam)
-        self._kernels = []
+        self._kernels, adam_params = self.divided(with_adam)
         self._matrices = []
-        adam_params = []
-        for p in self.param_groups[0]["params"]:
-            if p.ndim < 2 or p in given_to_adam:
-                adam_params.append(p)
-                continue
+        for p in self._kernels:
             if not p.is_contiguous():
                 raise ValueError(
                     "MuonWithAdam: expected contiguous kernels; "
                     f"got strides {p.stride()} for shape {tuple(p.shape)}"
                 )
-            self._kernels.append(p)
             self._matrices.append(p.detach().view(len(p), -1))
         if self._matrices:
             muon = torch.optim.Muon(
@@ -93,11 +99,15 @@ class MuonWithAdam(OptimizerOfParts):
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
         products: Any = nullcontext()
         if self._matrices and self._matrices[0].is_cpu:
-            products = patch.object(
-                _muon, "_zeropower_via_newtonschulz", orthogonalized
-            )
+            products = float32_products()
         with products:
             super().step()
+
+
+def float32_products() -> Any:
+    """A context in which `torch.optim.Muon` has the products of `orthogonalized`; CPUs
+    that only emulate bfloat16 take 50 times as long in it."""
+    return patch.object(_muon, "_zeropower_via_newtonschulz", orthogonalized)
 
 
 def orthogonalized(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from meta_train.problems import LISTS
-from meta_train.problems.velo import ChannelNorm, HaikuBatchNorm, cnn, images, mlp
+from meta_train.problems.velo import BATCH_NORM_2D, ChannelNorm, cnn, images, mlp
 from tests.meta_train.small import available
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +62,7 @@ def test_norms():
     torch.testing.assert_close(
         channels.mean(1), torch.zeros(4, 5, 5), atol=1e-6, rtol=0
     )
-    batch = HaikuBatchNorm(3).eval()(x)
+    batch = BATCH_NORM_2D(3).eval()(x)
     torch.testing.assert_close(batch.mean((0, 2, 3)), torch.zeros(3), atol=1e-6, rtol=0)
 
 

@@ -1,63 +1,30 @@
 """`ngopt.BlockwiseOptimizer`: other optimizers on the matrices inside parameters."""
 
 import copy
-import io
-import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.nn.functional import cross_entropy
 
 import ngopt
 from benchmarks.processes import run, whole
 from ngopt import BlockwiseOptimizer
 from tests.ngopt.audit.test_audit import TOKENS, Decoder
+from tests.ngopt.blockwise.decoder import (
+    MUON,
+    Orthogonal,
+    blockwise,
+    decoder,
+    hidden_of,
+    loss_of,
+    newton_schulz,
+    train,
+)
 
 STEPS = 50
-MUON = {"lr": 0.02, "momentum": 0.9}
-
-
-class Orthogonal(torch.optim.Optimizer):
-    """Muon in the dtype of the parameters, for (..., rows, columns)."""
-
-    def __init__(
-        self, params: Any, lr: float, momentum: float, weight_decay: float = 0
-    ):
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-        # K. Jordan's class asks for this
-        assert all(set(g) == {"params", *defaults} for g in self.param_groups)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                state.setdefault("momentum_buffer", torch.zeros_like(p))
-                m = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                scale = max(1, p.shape[-2] / p.shape[-1])
-                p.add_(newton_schulz(m), alpha=-group["lr"] * scale)
-
-
-def newton_schulz(x: Tensor) -> Tensor:
-    """Nearly orthogonal matrices (..., rows, columns)."""
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
-    return x
 
 
 class Experts(nn.Module):
@@ -78,34 +45,6 @@ class Experts(nn.Module):
         return self.head(((y.tanh() + 0j) @ self.spectrum).real)
 
 
-def decoder(is_fused: bool = True) -> Decoder:
-    torch.manual_seed(0)
-    return Decoder(is_fused).double()
-
-
-def blockwise(model: nn.Module, **settings: Any) -> BlockwiseOptimizer:
-    return BlockwiseOptimizer(
-        model, TOKENS, Orthogonal, MUON, others_options={"lr": 1e-3}, **settings
-    )
-
-
-def loss_of(model: nn.Module, step: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(20, (4, 9), generator=generator)
-    return cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def train(model: nn.Module, optimizer: Any, steps: range) -> list[float]:
-    losses = []
-    for step in steps:
-        optimizer.zero_grad()
-        loss = loss_of(model, step)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def split_by_hand(fused: Decoder) -> Decoder:
     """The same function with separate q, k, v and separate halves."""
     split = decoder(is_fused=False)
@@ -122,12 +61,6 @@ def split_by_hand(fused: Decoder) -> Decoder:
             state[name] = value
     split.load_state_dict(state)
     return split
-
-
-def hidden_of(model: nn.Module) -> list[nn.Parameter]:
-    return [
-        p for name, p in model.named_parameters() if "blocks" in name and p.ndim > 1
-    ]
 
 
 @pytest.mark.parametrize("name", ["exact", "torch"])
@@ -250,49 +183,6 @@ def test_a_parameter_without_a_gradient_is_not_changed():
     assert unchanged == {"blocks.0.qkv.weight", "tok.weight"}
 
 
-def saved(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file)
-
-
-def test_a_saved_state_continues_to_the_bit():
-    model = decoder()
-    optimizer = blockwise(model, heads=1)
-    train(model, optimizer, range(5))
-    state_dict = saved(optimizer.state_dict())
-    resumed = copy.deepcopy(model)
-    other = blockwise(resumed, heads=1)
-    other.load_state_dict(state_dict)
-    copied, copied_optimizer = copy.deepcopy((model, optimizer))
-    pickled, pickled_optimizer = pickle.loads(pickle.dumps((model, optimizer)))
-    expected = train(model, optimizer, range(5, 10))
-    assert train(resumed, other, range(5, 10)) == expected
-    assert train(copied, copied_optimizer, range(5, 10)) == expected
-    assert train(pickled, pickled_optimizer, range(5, 10)) == expected
-
-
-def test_a_state_of_other_matrices_is_an_error_that_changes_nothing():
-    model = decoder()
-    by_head = blockwise(model, heads=1)
-    train(model, by_head, range(2))
-    optimizer = blockwise(model)
-    train(model, optimizer, range(2))
-    before = copy.deepcopy(optimizer.state_dict())
-    state_dict = by_head.state_dict()
-    with pytest.raises(ValueError, match="heads: expected None; the state was .* 1"):
-        optimizer.load_state_dict(state_dict)
-    del state_dict["blockwise"]  # as torch.distributed.checkpoint does
-    with pytest.raises(ValueError, match=r"'blocks.0.qkv.weight': expected one of 3"):
-        optimizer.load_state_dict(state_dict)
-    state_dict = optimizer.state_dict()
-    state_dict["param_groups"] = state_dict["param_groups"][1:]
-    with pytest.raises(ValueError, match="expected groups of"):
-        optimizer.load_state_dict(state_dict)
-    assert str(before) == str(optimizer.state_dict())
-
-
 def test_new_values_and_types_of_parameters_are_followed():
     model = decoder()
     optimizer = blockwise(model)
@@ -304,32 +194,6 @@ def test_new_values_and_types_of_parameters_are_followed():
     train(model, optimizer, range(1))
     for key, value in model.state_dict().items():
         assert not torch.equal(value, before[key]), key
-
-
-def test_frozen_parameters_are_added_later():
-    model = decoder()
-    model.blocks[0].requires_grad_(False)
-    optimizer = blockwise(model)
-    train(model, optimizer, range(2))
-    model.blocks[0].requires_grad_(True)
-    params = list(model.blocks[0].parameters())
-    optimizer.add_param_group({"params": params, "lr": 1e-4})
-    added = [
-        (g["role"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups[5:]
-    ]
-    assert added == [("matrix", 1e-4, 0), ("norm", 1e-4, 0), ("bias", 1e-4, 0)]
-    assert ngopt.audit(optimizer, model, TOKENS).is_right
-    before = copy.deepcopy(model.state_dict())
-    train(model, optimizer, range(1))
-    for key, value in model.state_dict().items():
-        assert not torch.equal(value, before[key]), key
-    with pytest.raises(ValueError, match=r"'blocks.0.norm.weight': .* group already"):
-        optimizer.add_param_group({"params": params})
-    with pytest.raises(ValueError, match=r"of the model; got shape \(2, 2\)"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 2))]})
-    with pytest.raises(TypeError, match="got a set"):
-        optimizer.add_param_group({"params": set(params)})
-    assert len(optimizer.param_groups) == 8
 
 
 def test_a_tied_matrix_is_in_one_group():
@@ -402,62 +266,6 @@ def test_arguments_that_do_not_fit_are_errors():
         BlockwiseOptimizer(model, TOKENS, of_several_groups)
 
 
-class WithCount(torch.optim.SGD):
-    """Has a mode in its groups, and stores a number beside them, as others do."""
-
-    count = 0
-
-    def __init__(self, params: Any, lr: float):
-        super().__init__(params, lr, momentum=0.9)
-        for group in self.param_groups:
-            group["is_training"] = False
-
-    def train(self) -> None:
-        for group in self.param_groups:
-            group["is_training"] = True
-
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        assert all(group["is_training"] for group in self.param_groups)
-        self.count += 1
-        return super().step(closure)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "count": self.count}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.count = state_dict["count"]
-        super().load_state_dict(state_dict)
-
-
-def test_an_optimizer_keeps_its_settings_and_what_it_stores():
-    model = decoder()
-    optimizer = BlockwiseOptimizer(model, TOKENS, WithCount, {"lr": 0.1})
-    inner: Any = optimizer.inner
-    inner.train()
-    train(model, optimizer, range(2))
-    inner.param_groups[0]["lr"] = 0.0
-    before = [p.clone() for p in hidden_of(model)]
-    train(model, optimizer, range(1))
-    assert all(map(torch.equal, before, hidden_of(model)))
-    assert optimizer.param_groups[0]["lr"] == 0
-    other = BlockwiseOptimizer(decoder(), TOKENS, WithCount, {"lr": 0.1})
-    other.load_state_dict(saved(optimizer.state_dict()))
-    loaded: Any = other.inner
-    assert loaded.count == 3 and other.param_groups[0]["lr"] == 0
-
-
-def test_state_of_another_type_is_loaded_before_the_first_step():
-    model = decoder()
-    optimizer = blockwise(model)
-    train(model, optimizer, range(2))
-    moved = copy.deepcopy(model).float()
-    other = blockwise(moved)
-    moved.double()
-    moved.load_state_dict(model.state_dict())
-    other.load_state_dict(saved(optimizer.state_dict()))
-    assert train(moved, other, range(2, 4)) == train(model, optimizer, range(2, 4))
-
-
 def test_a_step_that_failed_leaves_no_gradient():
     model = decoder()
     optimizer = blockwise(model)
@@ -471,31 +279,6 @@ def test_a_step_that_failed_leaves_no_gradient():
     before = copy.deepcopy(model.state_dict())
     optimizer.step()
     assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
-
-
-def test_states_of_distributed_checkpoints():
-    model = decoder()
-    optimizer = blockwise(model)
-    train(model, optimizer, range(2))
-    for options in (
-        StateDictOptions(full_state_dict=True),
-        StateDictOptions(flatten_optimizer_state_dict=True),
-    ):
-        other_model = copy.deepcopy(model)
-        other = blockwise(other_model)
-        state_dict = get_optimizer_state_dict(model, optimizer, options=options)
-        set_optimizer_state_dict(other_model, other, state_dict, options=options)
-        expected = copy.deepcopy((model, optimizer))
-        assert train(other_model, other, range(2, 4)) == train(*expected, range(2, 4))
-
-
-def test_momentum_is_cycled_where_there_is_one():
-    model = decoder()
-    optimizer = blockwise(model)
-    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=10)
-    train(model, optimizer, range(1))
-    assert optimizer.inner is not None
-    assert optimizer.inner.param_groups[0]["momentum"] == 0.95
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
