@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
+from meta_train.comparison.amuse import Amuse
 from meta_train.comparison.celo2 import Celo2WithAdam
 from meta_train.training.rules import as_learned
 from ngopt import NGOptimizer, UpdateRule, list_pretrained, load_pretrained
@@ -191,6 +192,11 @@ def _ademamix(model: nn.Module, lr: float, total_steps: int) -> Built:
     return optimizer, cosine_schedule(optimizer, total_steps, WARMUP)
 
 
+def _amuse(model: nn.Module, lr: float, total_steps: int) -> Built:
+    warmup = round(WARMUP * total_steps)
+    return Amuse(model.parameters(), lr, warmup, _embeddings(model)), None
+
+
 def _muon_at_adams_rate(model: nn.Module, lr: float) -> Optimizer:
     """torch's Muon with updates of AdamW's size, so that it takes AdamW's rate."""
     embeddings = _embeddings(model)
@@ -263,6 +269,7 @@ RIVALS = {
         ComparedOptimizer("celo2-base", _celo2_base, CELO2_LRS),
         ComparedOptimizer("celo2-default", _celo2_cosine, lr=0.001),
         ComparedOptimizer("schedule-free-default", _schedule_free, lr=0.0025),
+        ComparedOptimizer("amuse-default", _amuse, lr=0.01),
         ComparedOptimizer("prodigy", with_cosine(_prodigy), needs="prodigyopt"),
         ComparedOptimizer(
             "ademamix-default", _ademamix, lr=0.001, needs="pytorch_optimizer"
