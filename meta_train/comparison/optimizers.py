@@ -1,7 +1,7 @@
 """Optimizers by name: baselines with grids of learning rates, and learned ones."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -27,6 +27,7 @@ from ngopt.race.optimizers import (
     WARMUP,
     WEIGHT_DECAY,
     Built,
+    Make,
     OptimizerSpec,
     from_torch,
     soap,
@@ -157,8 +158,9 @@ def _split_options(name: str) -> tuple[str, set[str], dict[str, Any]]:
     return name, options, settings
 
 
-def _adam(model: nn.Module, lr: float, total_steps: int) -> Built:
-    return Adam(model.parameters(), lr), None
+def _constant(make: Make) -> Callable[[nn.Module, float, int], Built]:
+    """Without a schedule."""
+    return lambda model, lr, total_steps: (make(model, lr), None)
 
 
 def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
@@ -235,6 +237,7 @@ def _learned(
     return optimizer, None
 
 
+_adam = _constant(from_torch(Adam))
 _adam_cosine = with_cosine(from_torch(Adam))
 _adamw_cosine = with_cosine(from_torch(AdamW, weight_decay=ADAMW_WEIGHT_DECAY))
 _adamw_wide = with_cosine(from_torch(AdamW, weight_decay=WEIGHT_DECAY))
@@ -268,6 +271,8 @@ RIVALS = {
         ComparedOptimizer("celo2", _celo2_cosine, CELO2_LRS),
         ComparedOptimizer("celo2-base", _celo2_base, CELO2_LRS),
         ComparedOptimizer("celo2-default", _celo2_cosine, lr=0.001),
+        ComparedOptimizer("adamw-default", _constant(from_torch(AdamW)), lr=0.001),
+        ComparedOptimizer("soap-default", _constant(soap), lr=0.003, needs="heavyball"),
         ComparedOptimizer("schedule-free-default", _schedule_free, lr=0.0025),
         ComparedOptimizer("amuse-default", _amuse, lr=0.01),
         ComparedOptimizer("prodigy", with_cosine(_prodigy), needs="prodigyopt"),
