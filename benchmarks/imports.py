@@ -20,6 +20,7 @@ GROUND_FLOOR = (
     "ngopt.functional",
     "ngopt.importing",
     "ngopt.measurements",
+    "ngopt.newton_schulz",
     "ngopt.packing",
     "ngopt.schedule",
     "ngopt.shard_layout",
@@ -30,7 +31,10 @@ GRAPH_DATA = (
     "ngopt.graph.kinds",
     "ngopt.graph.neural_graph",
 )
-RULES = "ngopt.soap", "ngopt.learned_step", "ngopt.metanets", "ngopt.pretrained"
+RULES = (
+    *("ngopt.soap", "ngopt.learned_step", "ngopt.specialized"),
+    *("ngopt.metanets", "ngopt.pretrained"),
+)
 EXECUTION = "ngopt.accelerator", "ngopt.distributed"
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(GROUND_FLOOR, ()),
@@ -40,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ngopt.accelerator": ("ngopt.soap", "ngopt.roles"),
     "ngopt.distributed": ("ngopt.soap", "ngopt.accelerator", "ngopt.roles"),
     "ngopt.learned_step": ("ngopt.soap", "ngopt.roles"),
+    "ngopt.specialized": ("ngopt.soap", "ngopt.roles", *GRAPH_DATA),
     "ngopt.metanets": ("ngopt.graph", "ngopt.roles"),
     "ngopt.pretrained": (*RULES, *GRAPH_DATA),
     "ngopt.optimizer": ("ngopt.graph", "ngopt.roles", *RULES, *EXECUTION),
@@ -47,7 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ngopt.blockwise": ("ngopt.graph", "ngopt.roles"),
     "ngopt.race": ("ngopt",),
     "ngopt.integrations": ("ngopt",),
-    "ngopt.cli": ("ngopt",),
+    "ngopt.cli": ("ngopt", "meta_train.specialize"),
     "ngopt": ("ngopt",),
     "harness": ("ngopt",),
     "tasks": ("ngopt", "harness"),

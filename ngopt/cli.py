@@ -82,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     folder = Path("runs/race")
     option("--folder", type=Path, default=folder, help=f"of the report {DEFAULT}")
     option("--json", action="store_true", help="print JSON, not a table")
+    text = "the best rule for a family of training runs"
+    specialize = commands.add_parser("specialize", help=text)
+    specialize.set_defaults(run=_specialize)
+    specialize.add_argument("problem", help="module with member(seed)")
+    option = specialize.add_argument
+    text = f"steps of the runs, shortest:longest {DEFAULT}"
+    option("--horizons", default="50:200", help=text)
+    text = f"of evolution, after a search {DEFAULT}"
+    option("--minutes", type=float, default=20.0, help=text)
+    folder = Path("runs/specialize")
+    option("--folder", type=Path, default=folder, help=f"of the results {DEFAULT}")
     return parser
 
 
@@ -150,6 +161,25 @@ def _race(options: argparse.Namespace) -> None:
         options.json,
     )
     race.run(options.problem, settings)
+
+
+def _specialize(options: argparse.Namespace) -> None:
+    try:
+        program = import_module("meta_train.specialize.run")
+    except ImportError as error:
+        raise ValueError(
+            f"specialize: needs {error.name}. It runs in a checkout of ngopt: "
+            "pip install -e '.[train]'"
+        ) from error
+    first, _, last = options.horizons.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise ValueError(
+            f"specialize: expected --horizons such as 25:100; got '{options.horizons}'"
+        )
+    horizons = int(first), int(last)
+    program.run(
+        program.Settings(options.problem, horizons, options.minutes, options.folder)
+    )
 
 
 def _device(name: str) -> torch.device:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ngopt.race.muon import orthogonalized
+from ngopt.newton_schulz import orthogonalized
 
-NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 FIRST_WEIGHT = 0.6  # of the averages in the points of gradients, called beta1
 POWER = 0.8  # of the growth of that weight after the warm-up, called rho
 MOMENTUM = 0.95
@@ -84,7 +83,7 @@ class Amuse(Optimizer):
             return p.grad / (mean_square.sqrt() + EPSILON)
         state["momentum"].lerp_(p.grad, 1 - MOMENTUM)
         matrix = p.grad.lerp(state["momentum"], MOMENTUM).flatten(1)  # Nesterov's
-        direction = orthogonalized(matrix, NEWTON_SCHULZ, 5, 1e-7)
+        direction = orthogonalized(matrix)
         return 0.2 * max(matrix.shape) ** 0.5 * direction.view_as(p)
 
     @torch.no_grad()

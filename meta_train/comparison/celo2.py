@@ -9,14 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from ngopt.newton_schulz import orthogonalized
 from ngopt.race.muon import OptimizerOfParts
 
 WEIGHTS = Path(__file__).parents[2] / "results/celo2/celo2.safetensors"
 """347 numbers, converted by Belilovsky-Lab/pylo, BSD-3-Clause: see LICENSE there."""
 DECAYS = (0.9, 0.99, 0.999)
 SQUARE_DECAY = 0.95
-NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
 LARGEST_GRADIENT = 1000.0
 
 
@@ -50,7 +49,7 @@ class Celo2(Optimizer):
         features = features_of(p, gradient, self.state[p])
         direction = self._mlp([_unit(x, (-3, -2)) for x in features])[..., 0]
         if self._orthogonalizes:
-            direction = _orthogonal(direction)
+            direction = orthogonalized(direction)
         return _unit(direction, (-2, -1))
 
 
@@ -160,15 +159,3 @@ def _inverse_root(x: Tensor) -> Tensor:
 def _unit(x: Tensor, dims: tuple[int, int]) -> Tensor:
     """Divided by the RMS over some dimensions."""
     return x * (x.square().mean(dims, keepdim=True) + 1e-9).rsqrt()
-
-
-def _orthogonal(x: Tensor) -> Tensor:
-    """Newton-Schulz iterations of the last two dimensions."""
-    is_tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if is_tall else x
-    x = x / (torch.linalg.norm(x, dim=(-2, -1), keepdim=True) + 1e-8)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if is_tall else x

@@ -1,4 +1,5 @@
-"""Weights files: safetensors with a metanet, or constants or factors of SOAP.
+"""Weights files: safetensors with a metanet, constants or factors of SOAP, or a rule
+for one family of training runs.
 
 The metadata name rule, config, cooldown, recipe and measured table. Reading a file uses
 no network and unpickles nothing. The default is `SoapConfig()` and has no file.
@@ -24,6 +25,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest, read_tensors, write_tensors
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
+from ngopt.specialized.rule import Specialized
 from ngopt.user_warnings import warn
 
 FORMAT = "ngopt-2"
@@ -33,6 +35,7 @@ SOAP = "soap"  # the rule, and another name of the default
 NONE = "none"  # the name that stands for no base rule, or for no metanet
 # Metadata of factors for SOAP: fingerprint of the config they were fitted to.
 FITTED_TO = "fitted_to"
+SPECIALIZED = "specialized"  # metadata of a rule for one family
 
 
 def list_pretrained() -> list[str]:
@@ -40,7 +43,11 @@ def list_pretrained() -> list[str]:
     return sorted([DEFAULT, *(path.stem for path in FOLDER.glob("*.safetensors"))])
 
 
-def load_pretrained(name: str | os.PathLike = DEFAULT) -> Soap | LearnedOptimizer:
+Pretrained = Soap | LearnedOptimizer | Specialized
+"""What a weights file may contain."""
+
+
+def load_pretrained(name: str | os.PathLike = DEFAULT) -> Pretrained:
     """The rule of a bundled name ("soap" is the default) or of a weights file.
 
     Its metanet is in float32 on the CPU and needs no gradients. A metanet of your own,
@@ -75,13 +82,13 @@ def load_pretrained(name: str | os.PathLike = DEFAULT) -> Soap | LearnedOptimize
     return rule
 
 
-def _read(
-    metadata: dict[str, str], tensors: dict[str, Tensor]
-) -> Soap | LearnedOptimizer:
+def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Pretrained:
     """Raises ValueError, which does not name the file yet, as `load_pretrained`."""
     recipe = json.loads(metadata["recipe"])
     table = json.loads(metadata["table"])
     name = metadata["metanet"]
+    if SPECIALIZED in metadata:
+        return Specialized.of(metadata[SPECIALIZED], tensors, recipe, table)
     if name == NONE:
         if metadata["base"] != SOAP:
             raise ValueError(f"expected rule '{SOAP}'; got {metadata['base']!r}")
@@ -142,16 +149,16 @@ def as_rule(rule: Any) -> UpdateRule:
     return load_pretrained(rule)
 
 
-def save_pretrained(rule: Soap | LearnedOptimizer, path: str | os.PathLike) -> None:
+def save_pretrained(rule: Pretrained, path: str | os.PathLike) -> None:
     """Writes a weights file atomically.
 
     Raises:
         ValueError: For a rule or a multiplier of your own, which no file can store.
     """
-    if not isinstance(rule, Soap | LearnedOptimizer):
+    if not isinstance(rule, Pretrained):
         raise ValueError(
-            "save_pretrained: expected a Soap or a LearnedOptimizer; got "
-            f"{type(rule).__name__}"
+            "save_pretrained: expected a Soap, a LearnedOptimizer or a Specialized; "
+            f"got {type(rule).__name__}"
         )
     description = description_of(rule)
     if "multiplier" in description:
@@ -202,6 +209,8 @@ def description_of(rule: UpdateRule) -> dict[str, str]:
         description["config"] = json.dumps(asdict(rule.metanet.config))
         if rule.cooldown is not None:
             description["cooldown"] = json.dumps(asdict(rule.cooldown))
+    elif isinstance(rule, Specialized):
+        description[SPECIALIZED] = rule.description()
     else:
         description["base"] = type(rule).__name__
     return description
@@ -220,6 +229,8 @@ def tensors_of(rule: UpdateRule) -> dict[str, Tensor]:
         values = rule.metanet.state_dict()
     elif isinstance(rule, Soap) and isinstance(rule.multiplier, LearnedStep):
         values = rule.multiplier.predictor._asdict()
+    elif isinstance(rule, Specialized):
+        values = rule.tensors()
     tensors = {}
     for key, value in values.items():
         tensors[key] = value.detach().to("cpu", torch.float32).contiguous()

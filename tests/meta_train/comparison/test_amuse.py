@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import nn
 
-from meta_train.comparison.amuse import NEWTON_SCHULZ, Amuse
-from ngopt.race.muon import orthogonalized
+from meta_train.comparison.amuse import Amuse
+from ngopt.newton_schulz import orthogonalized
 
 WARMUP, STEPS, LR = 3, 12, 0.01
 
@@ -37,7 +37,7 @@ def test_sequences_equal_the_papers():
         share = lr**2 / rates
         momentum = 0.95 * momentum + 0.05 * gradient(y)
         nesterov = 0.05 * gradient(y) + 0.95 * momentum
-        direction = orthogonalized(nesterov, NEWTON_SCHULZ, 5, 1e-7)
+        direction = orthogonalized(nesterov)
         z = (1 - lr * 0.05) * z - lr * 0.2 * 6**0.5 * direction
         x = (1 - share) * x + share * z
         if t <= WARMUP:

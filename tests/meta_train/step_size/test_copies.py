@@ -3,7 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meta_train.step_size.copies import MULTIPLIERS, SEEDS, Copies, measured
+from meta_train.step_size.copies import (
+    MULTIPLIERS,
+    SEEDS,
+    copies_of,
+    measured,
+    validation_loss,
+)
 from meta_train.step_size.trainings import Training
 from ngopt import NGOptimizer
 
@@ -61,10 +67,10 @@ def test_copies_train_as_if_each_were_alone(name):
 
 
 def test_a_diverged_copy_is_infinite_and_others_are_not():
-    copies = Copies(BASE, multiples(BASE))
-    before = copies.validation_loss()
-    for p in copies._params.values():
+    copies = copies_of(BASE, multiples(BASE))
+    before = validation_loss(copies, BASE)
+    for p in copies.params.values():
         p[0].fill_(torch.inf)
-    losses = copies.validation_loss()
+    losses = validation_loss(copies, BASE)
     assert not losses[0].isfinite()
     torch.testing.assert_close(losses[1:], before[1:])

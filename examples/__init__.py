@@ -1,0 +1,1 @@
+"""Programs and problems to start from; they run in a checkout."""

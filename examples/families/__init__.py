@@ -1,0 +1,1 @@
+"""Families of training runs for `ngopt specialize`."""
