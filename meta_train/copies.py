@@ -48,8 +48,8 @@ def bound_to_copies(
     """A rule on all parameters of the first copy, then of the second, ..."""
     if isinstance(rule, Soap):
         return SoapOfCopies(rule, graph, total_steps, copies)
-    uses_muon = rule.bind(graph).uses_muon
-    return FirstOrderRule(rule, list(uses_muon) * copies, total_steps)
+    with_muon = rule.bind(graph).with_muon
+    return FirstOrderRule(rule, list(with_muon) * copies, total_steps)
 
 
 class Copies:

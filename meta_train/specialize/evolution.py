@@ -1,9 +1,7 @@
 """Rates by parameter and time, by antithetic evolution over whole training runs."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +21,9 @@ FIRST_SEED = 1_000_000  # of members for evolution
 
 @dataclass
 class Evolution:
-    """Meta-parameters, and the state of Adam.
+    """Meta-parameters (d,): knots, and the weights of the MLP if it has feedback.
 
-    mean: (d,). average: of the last iterates, (d,), which is the result.
+    momentum, square: of Adam. average: of the last iterates, the result.
     """
 
     parameters: int
@@ -41,33 +39,27 @@ class Evolution:
         cls, parameters: int, has_feedback: bool, knots: Tensor | None = None
     ) -> "Evolution":
         """All factors are 1, or those of given knots (n, KNOTS)."""
-        generator = torch.Generator().manual_seed(0)
         parts = [torch.zeros(parameters, KNOTS) if knots is None else knots]
         if has_feedback:
-            hidden = torch.randn(FEATURES, WIDTH, generator=generator)
-            parts += [hidden, torch.zeros(WIDTH, 1)]
+            generator = torch.Generator().manual_seed(0)
+            parts.append(torch.randn(FEATURES, WIDTH, generator=generator))
+            parts.append(torch.zeros(WIDTH, 1))
         mean = torch.cat([x.flatten() for x in parts])
         zeros = torch.zeros_like(mean)
         return cls(parameters, has_feedback, mean, zeros, zeros.clone(), mean.clone())
 
     def rates(self, rows: Tensor) -> Rates:
-        """For copies with meta-parameters of their own; rows: (copies, d)."""
-        copies = len(rows)
-        count = self.parameters * KNOTS
-        knots = rows[:, :count].reshape(-1, KNOTS)
+        """Of copies, whose meta-parameters are the rows (copies, d)."""
+        copies, n = len(rows), self.parameters
+        knots = rows[:, : n * KNOTS].reshape(copies * n, KNOTS)
         if not self.has_feedback:
             return Rates(knots)
-        hidden, output = rows[:, count:].split([FEATURES * WIDTH, WIDTH], 1)
-        hidden = hidden.view(copies, FEATURES, WIDTH)
-        output = output.view(copies, WIDTH, 1)
-        if copies > 1:
-            hidden = hidden.repeat_interleave(self.parameters, 0)
-            output = output.repeat_interleave(self.parameters, 0)
-            return Rates(knots, hidden, output)
-        return Rates(knots, hidden[0], output[0])
+        mlp = rows[:, n * KNOTS :].repeat_interleave(n, 0)
+        hidden, output = mlp.split([FEATURES * WIDTH, WIDTH], 1)
+        return Rates(knots, hidden.unflatten(1, (FEATURES, WIDTH)), output.unsqueeze(2))
 
-    def result(self) -> Rates:
-        return self.rates(self.average.unsqueeze(0))
+    def result(self, copies: int = 1) -> Rates:
+        return self.rates(self.average.repeat(copies, 1))
 
     def step(
         self, family: Family, rule: HandRule, horizons: tuple[int, int], progress: float
@@ -75,16 +67,17 @@ class Evolution:
         """One generation; returns the mean log loss of its runs.
 
         horizons: one is drawn, log-uniformly. progress: share of the evolution that is
-        over; meta-learning rates fall to zero.
+        over; the meta-learning rate falls to zero.
         """
         random = np.random.default_rng([self.generation, self.has_feedback])
         shortest, longest = map(math.log, horizons)
         steps = round(math.exp(random.uniform(shortest, longest)))
         noise = torch.from_numpy(random.standard_normal((PAIRS, len(self.mean))))
         noise = noise.to(self.mean)
-        seeds = [FIRST_SEED + self.generation * PAIRS + i for i in range(PAIRS)]
-        rows = torch.cat([self.mean + SIGMA * noise, self.mean - SIGMA * noise])
-        losses = log_losses(family, seeds * 2, rule, steps, self.rates(rows))
+        first = FIRST_SEED + self.generation * PAIRS
+        seeds = [*range(first, first + PAIRS)] * 2
+        rows = self.mean + SIGMA * torch.cat([noise, -noise])
+        losses = log_losses(family, seeds, rule, steps, self.rates(rows))
         difference = losses[:PAIRS] - losses[PAIRS:]
         size = difference.square().mean().sqrt().clamp(min=1e-12)
         gradient = ((difference / size).unsqueeze(1) * noise).mean(0)
@@ -98,12 +91,5 @@ class Evolution:
         momentum = self.momentum / (1 - BETAS[0] ** self.generation)
         square = self.square / (1 - BETAS[1] ** self.generation)
         self.mean -= lr * momentum / (square.sqrt() + 1e-8)
-        # the weights of a polynomial average: about the last sixth
+        # a polynomial average, over about the last sixth
         self.average.lerp_(self.mean, 6 / (self.generation + 5))
-
-    def state(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Evolution":
-        return cls(**state)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
@@ -15,19 +15,17 @@ from harness.random import seeded
 from meta_train.copies import Copies, LossOf
 from ngopt import NGOptimizer
 from ngopt.importing import load_object
-from ngopt.soap.soap import Soap
-from ngopt.specialized.first_order import FirstOrder
 from ngopt.specialized.rates import Rates
+from ngopt.specialized.rule import HandRule, with_rates
 
-HandRule = Soap | FirstOrder
-WORST = 5.0  # log loss above the first, of runs that diverge
+WORST = 5.0  # largest log loss of a run, above that of its first step
 
 
 class Member(NamedTuple):
     """A training run without an optimizer.
 
-    model: with its initial weights. batches: of the training, started again when it
-    ends. loss: of a network and a batch, a positive scalar.
+    model: with its initial weights. batches: of the training, started again when they
+    end. loss: of a network and a batch, a positive scalar.
     """
 
     model: nn.Module
@@ -48,40 +46,33 @@ class Family:
 
     def __post_init__(self) -> None:
         self.member = lru_cache(256)(self._member)
+        self.shapes = tuple(tuple(p.shape) for p in self.member(0).model.parameters())
 
     def _member(self, seed: int) -> Member:
         with seeded(seed):
             return Member(*self.make(seed))
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(p.shape) for p in self.member(0).model.parameters())
-
 
 def load_family(path: str) -> Family:
-    """The family in an importable module.
+    """The family in the module "package.module", or in an object of it,
+    "package.module:name". Its `member(seed)` returns model, batches and loss.
 
-    path: "package.module", or "package.module:name" of an object in it. Its function
-    `member(seed)` returns model, batches and loss of a training run.
-
-    Raises ValueError if it cannot be imported, has no such function, or that returns
-    something else.
+    Raises ValueError if it cannot be imported or has no such function.
     """
-    module = load_object(path)
-    make = getattr(module, "member", None)
+    make = getattr(load_object(path), "member", None)
     if not callable(make):
         raise ValueError(
             f"specialize: expected a function member(seed) in '{path}' that returns "
             "model, batches and loss of a training run, another one for every seed; "
-            "got none. See the problems in examples/families."
+            "got none. Examples are in examples/families."
         )
-    parts = make(0)
-    if not (isinstance(parts, tuple) and len(parts) == 3):
+    try:
+        return Family(path.replace(":", ".").rpartition(".")[2], make)
+    except TypeError as error:
         raise ValueError(
-            f"specialize: '{path}': expected member(0) to return model, batches and "
-            f"loss; got {type(parts).__name__}"
-        )
-    return Family(path.replace(":", ".").rpartition(".")[2], make)
+            f"specialize: '{path}': expected member(0) to return (model, batches, "
+            f"loss); got an error: {error}"
+        ) from error
 
 
 def log_losses(
@@ -93,7 +84,7 @@ def log_losses(
 ) -> Tensor:
     """Logarithms of the mean loss over the last tenth of the steps, (copies,).
 
-    seeds: of the member of each copy; a member may have several. rates: of all
+    seeds: of the member of each copy; several may have the same. rates: of all
     parameters of the first copy, then of the second, ...
 
     Raises ValueError for a loss that is not positive.
@@ -102,8 +93,7 @@ def log_losses(
     if (losses <= 0).any():
         raise ValueError(
             f"specialize: '{family.name}': expected positive losses, as their "
-            f"logarithms are compared; got {losses.min():.3g}. Add a constant to the "
-            "loss."
+            f"logarithms are compared; got {losses.min():.3g}. Add a constant."
         )
     last = losses[-max(1, steps // 10) :].mean(0).log()
     worst = losses[0].log() + WORST
@@ -121,55 +111,38 @@ def _losses(
     if family.stacks:
         try:
             return _stacked(family, seeds, with_rates(rule, rates), steps)
-        except RuntimeError:  # of vmap, or of the problem, which the next lines repeat
+        except RuntimeError:  # of vmap, or of the problem, which then raises it again
             family.stacks = False
-    columns = []
+    columns, count = [], len(family.shapes)
     for i, seed in enumerate(seeds):
-        own = with_rates(
-            rule, None if rates is None else _of_copy(rates, i, len(seeds))
-        )
-        columns.append(_alone(family.member(seed), own, steps))
+        of_copy = None
+        if rates is not None:
+            of_copy = rates.of(range(i * count, (i + 1) * count))
+        columns.append(_alone(family.member(seed), with_rates(rule, of_copy), steps))
     return torch.stack(columns, 1)
-
-
-def with_rates(rule: HandRule, rates: Rates | None) -> HandRule:
-    if rates is None:
-        return rule
-    if isinstance(rule, Soap):
-        return Soap(rule.config, rates)
-    return replace(rule, rates=rates)
-
-
-def _of_copy(rates: Rates, i: int, copies: int) -> Rates:
-    parts = (rates.knots, rates.hidden, rates.output)
-    return Rates(*[None if x is None else x.chunk(copies)[i] for x in parts])
 
 
 def _stacked(
     family: Family, seeds: Sequence[int], rule: HandRule, steps: int
 ) -> Tensor:
-    distinct = list(dict.fromkeys(seeds))
-    members = {seed: family.member(seed) for seed in distinct}
-    first = members[seeds[0]]
-    models = [members[seed].model for seed in seeds]
-    copies = Copies(models, first.loss, rule, steps)
-    streams = [_endless(members[seed].batches) for seed in distinct]
-    places = torch.tensor([distinct.index(seed) for seed in seeds])
-    losses, batches, stacked = [], [], None
+    members = {seed: family.member(seed) for seed in seeds}
+    loss = members[seeds[0]].loss
+    copies = Copies([members[seed].model for seed in seeds], loss, rule, steps)
+    streams = {seed: _endless(member.batches) for seed, member in members.items()}
+    losses: list[Tensor] = []
+    stacked, before = None, []
     for _ in range(steps):
-        newest = [next(stream) for stream in streams]
-        if stacked is None or any(
-            x is not y for x, y in zip(newest, batches, strict=True)
-        ):
-            batches = newest
-            stacked = tree_map(lambda *x: torch.stack(x)[places], *batches)
+        batches = {seed: next(stream) for seed, stream in streams.items()}
+        if (ids := list(map(id, batches.values()))) != before:
+            stacked = tree_map(lambda *x: torch.stack(x), *[batches[x] for x in seeds])
+            before = ids
         losses.append(copies.step(stacked))
     return torch.stack(losses)
 
 
 def _alone(member: Member, rule: HandRule, steps: int) -> Tensor:
     model = copy.deepcopy(member.model)
-    optimizer = NGOptimizer(model.parameters(), rule=rule, total_steps=steps)
+    optimizer = NGOptimizer(model.named_parameters(), rule=rule, total_steps=steps)
     losses = []
     for batch in islice(_endless(member.batches), steps):
         optimizer.zero_grad()

@@ -1,9 +1,8 @@
-"""Rules compared on unseen members: which is kept, a table, and a picture."""
+"""Rules compared on unseen members: which is kept, and what it gains."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -13,25 +12,17 @@ from torch import Tensor
 from meta_train.specialize.family import Family, HandRule, log_losses
 from ngopt.specialized.rates import Rates
 
-CONFIDENCE = NormalDist().inv_cdf(0.975)
-
 
 @dataclass(frozen=True)
 class Level:
     """A rule of the comparison; those that come later are less simple.
 
-    rates: of one network; None for a hand-made rule.
+    rates: for a number of copies; None for a hand-made rule.
     """
 
     name: str
     rule: HandRule
-    rates: Rates | None = None
-
-    def log_losses(self, family: Family, seeds: Sequence[int], steps: int) -> Tensor:
-        rates = self.rates
-        if rates is not None:
-            rates = replace(rates, knots=rates.knots.repeat(len(seeds), 1))
-        return log_losses(family, seeds, self.rule, steps, rates)
+    rates: Callable[[int], Rates] | None = None
 
 
 Losses = Mapping[str, Mapping[int, Tensor]]
@@ -44,55 +35,50 @@ def measure(
     seeds: Sequence[int],
     horizons: Sequence[int],
 ) -> dict[str, dict[int, Tensor]]:
-    return {
-        level.name: {
-            steps: level.log_losses(family, seeds, steps) for steps in horizons
+    losses: dict[str, dict[int, Tensor]] = {}
+    for level in levels:
+        rates = level.rates and level.rates(len(seeds))
+        losses[level.name] = {
+            steps: log_losses(family, seeds, level.rule, steps, rates)
+            for steps in horizons
         }
-        for level in levels
-    }
+    return losses
 
 
 def gain(losses: Losses, name: str, other: str) -> tuple[float, float]:
     """Mean and standard error of how much lower the log losses of a level are than
     those of another, paired by member and averaged over horizons."""
-    differences = torch.stack(
-        [losses[other][steps] - x for steps, x in losses[name].items()]
-    ).mean(0)
-    return float(differences.mean()), float(differences.std() / len(differences) ** 0.5)
+    values = [losses[other][steps] - x for steps, x in losses[name].items()]
+    means = torch.stack(values).mean(0)
+    return float(means.mean()), float(means.std() / len(means) ** 0.5)
 
 
 def chosen(levels: Sequence[Level], losses: Losses) -> Level:
-    """The simplest level that none is significantly better than."""
+    """A later level is chosen only if it gains two standard errors."""
     best = levels[0]
     for level in levels[1:]:
         mean, error = gain(losses, level.name, best.name)
-        if mean > CONFIDENCE * error:
+        if mean > 2 * error:
             best = level
     return best
 
 
-def steps_to(losses: Mapping[int, Tensor], target: float) -> float | None:
+def steps_to(losses: Mapping[int, Tensor], target: float) -> float:
     """The horizon at which the mean log loss is the target, between those that were
-    measured; None if it is never reached."""
-    horizons = sorted(losses)
-    means = [float(losses[steps].mean()) for steps in horizons]
-    if min(means) > target:
-        return None
-    lowest = np.minimum.accumulate(means)  # falls from left to right
-    return float(np.interp(-target, -lowest, horizons))
+    measured; infinite if it is not reached."""
+    means = [float(x.mean()) for x in losses.values()]
+    lowest = np.minimum.accumulate(means)
+    return float(np.interp(-target, -lowest, list(losses), right=np.inf))
 
 
-def rows_of(
-    levels: Sequence[Level], losses: Losses, reference: str
-) -> list[dict[str, str]]:
+def rows_of(losses: Losses, reference: str) -> list[dict[str, str]]:
     """reference: the level that gains are measured against."""
     rows = []
-    for level in levels:
-        row = {"rule": level.name}
-        for steps, values in losses[level.name].items():
-            row[f"{steps} steps"] = f"{values.mean():.2f}"
-        mean, error = gain(losses, level.name, reference)
-        row["gain"] = "" if level.name == reference else f"{mean:+.2f} ± {error:.2f}"
+    for name, by_steps in losses.items():
+        row = {"rule": name}
+        row |= {f"{steps} steps": f"{x.mean():.2f}" for steps, x in by_steps.items()}
+        mean, error = gain(losses, name, reference)
+        row["gain"] = "" if name == reference else f"{mean:+.2f} ± {error:.2f}"
         rows.append(row)
     return rows
 

@@ -2,12 +2,12 @@
 
 Searches for the best default, Adam and Muon; learns rates by parameter and time on top
 of the winner, then feedback; keeps the simplest that is best on unseen members; and
-reports on others. Every part is on record, so that the same command resumes.
+reports on others. The same command resumes.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from harness.files import make_folder, write_json
 from harness.tables import markdown_table, text_table
 from meta_train.specialize.evolution import KNOTS, PAIRS, Evolution
 from meta_train.specialize.family import Family, HandRule, load_family, log_losses
-from meta_train.specialize.hand_rules import KINDS, best_rule, runs_of_search
+from meta_train.specialize.hand_rules import KINDS, best_rule, rules_of_search
 from meta_train.specialize.report import (
     Level,
     Losses,
@@ -36,20 +36,20 @@ from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.tensor_files import atomic_write
 from ngopt.soap.soap import Soap
 from ngopt.specialized.rates import Rates
-from ngopt.specialized.rule import Specialized
+from ngopt.specialized.rule import Specialized, description_of
 
-SAVE_SECONDS = 20.0  # between two states of the evolution on disk
-SEARCH_MEMBERS = 12
+SEARCH_SEEDS = range(12)
 GATE_SEEDS = range(2_000_000, 2_000_064)
 TEST_SEEDS = range(3_000_000, 3_000_064)
-SHARES = {"rates": 0.6, "feedback": 0.4}  # of the minutes of evolution
+SHARES = {"rates": 0.6, "feedback": 0.4}  # of the evolution
+SAVE_SECONDS = 20.0  # between two states of the evolution on disk
 DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Settings:
     """problem: see `load_family`. horizons: the shortest and the longest. minutes: of
-    evolution; the search and the comparison take some more.
+    search and evolution; the comparison takes some more.
 
     Raises ValueError for horizons and minutes out of range.
     """
@@ -61,14 +61,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         shortest, longest = self.horizons
-        if not 5 <= shortest <= longest:
+        if not 5 <= shortest <= longest or self.minutes <= 0:
             raise ValueError(
-                "specialize: expected horizons of 5 steps or more, the shortest first; "
-                f"got {shortest}:{longest}"
-            )
-        if self.minutes <= 0:
-            raise ValueError(
-                f"specialize: expected minutes above 0; got {self.minutes:g}"
+                "specialize: expected horizons of 5 steps or more, the shortest first, "
+                f"and minutes > 0; got {shortest}:{longest}, {self.minutes:g} minutes"
             )
 
     @property
@@ -78,72 +74,90 @@ class Settings:
         return sorted({shortest, round((shortest * longest) ** 0.5), longest})
 
 
-class Journal:
-    """What is done, in one file, written atomically.
+class Journal(dict[str, Any]):
+    """What is done, in one file, which is written atomically.
 
     Raises ValueError if the file is of other settings.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self._path = path
-        self.values: dict[str, Any] = {"settings": settings}
-        if path.is_file():
-            self.values = torch.load(path, weights_only=False)
-        if self.values["settings"] != settings:
-            raise ValueError(
-                f"specialize: '{path}' is of {self.values['settings']}; expected "
-                f"{settings}. Choose another --folder or delete it."
-            )
+    def __init__(self, settings: Settings):
+        super().__init__(problem=settings.problem, horizons=settings.horizons)
+        self._path = settings.folder / "journal.pt"
+        if self._path.is_file():
+            before = torch.load(self._path, weights_only=False)
+            if any(before[key] != value for key, value in self.items()):
+                raise ValueError(
+                    f"specialize: '{self._path}' is of {before['problem']} and "
+                    f"horizons {before['horizons']}. Choose another --folder, or "
+                    "delete it."
+                )
+            self.update(before)
+
+    def put(self, key: str, value: Any) -> Any:
+        self[key] = value
+        with atomic_write(self._path) as part:
+            torch.save(dict(self), part)
+        return value
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        if key not in self.values:
-            self.put(key, make())
-        return self.values[key]
-
-    def put(self, key: str, value: Any) -> None:
-        self.values[key] = value
-        with atomic_write(self._path) as part:
-            torch.save(self.values, part)
+        return self[key] if key in self else self.put(key, make())
 
 
 def run(settings: Settings) -> Path | None:
     """Returns the path of the weights file; None if the default is best."""
     family = load_family(settings.problem)
     make_folder(settings.folder)
-    key = {"problem": settings.problem, "horizons": settings.horizons}
-    journal = Journal(settings.folder / "journal.pt", key)
+    journal = Journal(settings)
     levels = searched(family, settings, journal)
     base = levels[-1]
     knots = None
     for stage in SHARES:
         evolution = evolved(family, base.rule, stage, knots, settings, journal)
-        rates = evolution.result()
-        knots = rates.knots
-        levels.append(Level(f"{base.name}, {stage}", base.rule, rates))
+        knots = evolution.result().knots
+        levels.append(Level(f"{base.name}, {stage}", base.rule, evolution.result))
     horizons = settings.measured_horizons
     gate = journal.once("gate", lambda: measure(levels, family, GATE_SEEDS, horizons))
     best = chosen(levels, gate)
     losses = journal.once("test", lambda: measure(levels, family, TEST_SEEDS, horizons))
-    return write_report(family, levels, base, best, losses, settings, journal)
+    rows = rows_of(losses, base.name)
+    path, lines = None, ["None of these rules is better than the default."]
+    if best.name != DEFAULT:
+        path = settings.folder / f"{family.name}.safetensors"
+        rule = specialized(family, best, settings, losses)
+        save_pretrained(rule, path)
+        names = [name for name, _ in family.member(0).model.named_parameters()]
+        draw_rates(settings.folder / "rates.png", rule.rates, names)
+        lines = [
+            f"Best on {len(GATE_SEEDS)} other members: {best.name}. The base rule is "
+            f"{description_of(rule.base)}.",
+            savings(losses, base, best, journal),
+            f"NGOptimizer(params, rule='{path}', total_steps=T), with T from "
+            f"{settings.horizons[0]} to {settings.horizons[1]}.",
+        ]
+    text = "\n".join(lines)
+    print(f"{text_table(rows)}\n\n{text}")
+    report = f"{markdown_table(rows)}\n\n{text}\n"
+    (settings.folder / "report.md").write_text(report)
+    write_json(settings.folder / "report.json", {"best": best.name, "rows": rows})
+    return path
 
 
 def searched(family: Family, settings: Settings, journal: Journal) -> list[Level]:
     """The default, and the tuned rules, the best of which comes last."""
-    seeds = range(SEARCH_MEMBERS)
 
     def loss(rule: HandRule) -> float:
-        values = [log_losses(family, seeds, rule, x) for x in settings.horizons]
+        values = [log_losses(family, SEARCH_SEEDS, rule, x) for x in settings.horizons]
         bar.update()
         return float(torch.stack(values).mean())
 
-    with tqdm(total=runs_of_search(), unit="rule", desc="search") as bar:
-        tuned = {}
+    start = time.monotonic()
+    with tqdm(total=rules_of_search(), unit="rule", desc="search") as bar:
         for kind in KINDS:
-            tuned[kind] = journal.once(kind, lambda kind=kind: best_rule(kind, loss))
-    order = sorted(tuned, key=lambda kind: -tuned[kind][1])
-    return [Level(DEFAULT, Soap())] + [
-        Level(f"{kind}, tuned", tuned[kind][0]) for kind in order
-    ]
+            journal.once(kind, lambda kind=kind: best_rule(kind, loss))
+    journal.once("search", lambda: time.monotonic() - start)
+    order = sorted(KINDS, key=lambda kind: -journal[kind][1])
+    tuned = [Level(f"{kind}, tuned", journal[kind][0]) for kind in order]
+    return [Level(DEFAULT, Soap()), *tuned]
 
 
 def evolved(
@@ -154,108 +168,59 @@ def evolved(
     settings: Settings,
     journal: Journal,
 ) -> Evolution:
-    """Meta-training for its share of the minutes, from where it was left."""
-    seconds = 60 * SHARES[stage] * settings.minutes
-    evolution = Evolution.start(len(family.shapes), stage == "feedback", knots)
-    spent = 0.0
-    if stage in journal.values:
-        spent = journal.values[stage]["seconds"]
-        evolution = Evolution.from_state(journal.values[stage]["evolution"])
+    """The evolution after its share of the minutes, from where it was left."""
+    all_seconds = 60 * settings.minutes
+    seconds = SHARES[stage] * max(all_seconds - journal["search"], 0.1 * all_seconds)
+    start = Evolution.start(len(family.shapes), stage == "feedback", knots)
+    evolution, spent = journal.get(stage, (start, 0.0))
     writer = SummaryWriter(str(settings.folder))
     saved = time.monotonic()
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    done = min(spent, seconds)
-    with tqdm(total=seconds, initial=done, desc=stage, bar_format=form) as bar:
+    with tqdm(total=round(seconds), desc=stage, bar_format=form) as bar:
         while spent < seconds:
-            start = time.monotonic()
+            begin = time.monotonic()
             loss = evolution.step(family, rule, settings.horizons, spent / seconds)
             now = time.monotonic()
-            spent += now - start
+            spent += now - begin
             writer.add_scalar(f"{stage}/log_loss", loss, evolution.generation)
             bar.set_postfix(generation=evolution.generation, log_loss=f"{loss:.2f}")
-            bar.update(min(now - start, seconds - bar.n))
+            bar.update(min(round(spent), bar.total) - bar.n)
             if now - saved > SAVE_SECONDS or spent >= seconds:
-                state = {"seconds": spent, "evolution": evolution.state()}
-                journal.put(stage, state)
+                journal.put(stage, (evolution, spent))
                 saved = now
     writer.close()
     return evolution
 
 
-def write_report(
-    family: Family,
-    levels: Sequence[Level],
-    base: Level,
-    best: Level,
-    losses: Losses,
-    settings: Settings,
-    journal: Journal,
-) -> Path | None:
-    """Prints and writes the table, and the weights file if the default is not best."""
-    rows = rows_of(levels, losses, base.name)
-    lines = [text_table(rows), ""]
-    path = None
-    if best.name == DEFAULT:
-        lines.append(
-            "None of these rules is better than the default on unseen members."
-        )
-    else:
-        path = settings.folder / f"{family.name}.safetensors"
-        mean, error = gain(losses, best.name, DEFAULT)
-        table = {"members": len(TEST_SEEDS), "gain": mean, "error": error}
-        rule = specialized(family, best, settings, table)
-        save_pretrained(rule, path)
-        names = [name for name, _ in family.member(0).model.named_parameters()]
-        draw_rates(settings.folder / "rates.png", rule.rates, names)
-        lines += [
-            f"Best on {len(GATE_SEEDS)} other members: {best.name} ({rule.base_name}).",
-            *savings(levels, base, best, losses, settings, journal),
-            f"NGOptimizer(params, rule='{path}', total_steps=T), with T from "
-            f"{settings.horizons[0]} to {settings.horizons[1]}.",
-        ]
-    print("\n".join(lines))
-    (settings.folder / "report.md").write_text(
-        markdown_table(rows) + "\n\n" + "\n".join(lines[2:]) + "\n"
-    )
-    write_json(settings.folder / "report.json", {"best": best.name, "rows": rows})
-    return path
-
-
 def specialized(
-    family: Family, level: Level, settings: Settings, table: dict[str, Any]
+    family: Family, level: Level, settings: Settings, losses: Losses
 ) -> Specialized:
     """The rule of a level; without rates all factors are 1."""
     shapes = family.shapes
-    rates = level.rates or Rates(torch.zeros(len(shapes), KNOTS))
-    stage = {"problem": settings.problem, "minutes": settings.minutes}
-    recipe = {"stages": [{**stage, "level": level.name}]}
-    return Specialized(level.rule, rates, shapes, settings.horizons, recipe, table)
+    rates = Rates(torch.zeros(len(shapes), KNOTS))
+    if level.rates is not None:
+        rates = level.rates(1)
+    recipe = {"problem": settings.problem, "minutes": settings.minutes}
+    mean, error = gain(losses, level.name, DEFAULT)
+    table = {"members": len(TEST_SEEDS), "gain": mean, "error": error}
+    stages = {"stages": [{**recipe, "level": level.name}]}
+    return Specialized(level.rule, rates, shapes, settings.horizons, stages, table)
 
 
-def savings(
-    levels: Sequence[Level],
-    base: Level,
-    best: Level,
-    losses: Losses,
-    settings: Settings,
-    journal: Journal,
-) -> list[str]:
-    """How many steps the best rule saves, and after how many runs that pays for the
-    evolution."""
-    longest = settings.horizons[1]
+def savings(losses: Losses, base: Level, best: Level, journal: Journal) -> str:
+    """How many steps a rule saves, and after how many runs that pays for the search and
+    the evolution."""
+    shortest, longest = journal["horizons"]
     target = float(losses[base.name][longest].mean())
     steps = steps_to(losses[best.name], target)
-    if best.rates is None or steps is None or steps >= longest:
-        return []
-    generations = sum(
-        journal.values[stage]["evolution"]["generation"] for stage in SHARES
-    )
-    shortest = settings.horizons[0]
-    spent = (
-        2 * PAIRS * generations * (longest - shortest) / math.log(longest / shortest)
-    )
+    if best.rates is None or steps >= longest:
+        return "It needs as many steps as the tuned rules."
+    generations = sum(journal[stage][0].generation for stage in SHARES)
+    mean_steps = (longest - shortest) / math.log(longest / shortest)
+    searched = rules_of_search() * len(SEARCH_SEEDS) * (shortest + longest)
+    runs = (2 * PAIRS * generations * mean_steps + searched) / (longest - steps)
     at_most = "at most " if steps <= shortest else ""
-    return [
-        f"It has the loss of {base.name} at {longest} steps after {at_most}"
-        f"{steps:.0f}: {spent / (longest - steps):,.0f} runs pay for the evolution."
-    ]
+    return (
+        f"After {at_most}{steps:.0f} steps it has the loss of {base.name} after "
+        f"{longest}; {runs:,.0f} runs pay for search and evolution."
+    )

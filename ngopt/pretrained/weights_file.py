@@ -210,7 +210,7 @@ def description_of(rule: UpdateRule) -> dict[str, str]:
         if rule.cooldown is not None:
             description["cooldown"] = json.dumps(asdict(rule.cooldown))
     elif isinstance(rule, Specialized):
-        description[SPECIALIZED] = rule.description()
+        description[SPECIALIZED] = rule.to_json()
     else:
         description["base"] = type(rule).__name__
     return description

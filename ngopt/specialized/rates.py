@@ -11,7 +11,7 @@ from ngopt.devices import Array
 from ngopt.soap.config import Measured, Network
 
 FEATURES = 4
-"""See `BoundRates._features`."""
+"""See `features_of`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,77 +37,61 @@ class Rates:
         """See `ngopt.soap.config.Multiplier`."""
         if network.total_steps is None:
             return None
-        return self.bound(network.positions, network.total_steps)
+        return BoundRates(self, network.positions)
 
-    def bound(self, positions: Sequence[int], total_steps: int) -> "BoundRates":
-        """positions: of the parameters among the n."""
-        return BoundRates(self, positions, total_steps)
+    def of(self, positions: Sequence[int]) -> "Rates":
+        """Of some parameters."""
+        rows = list(positions)
+        hidden, output = self.hidden, self.output
+        if hidden is not None and output is not None and hidden.ndim == 3:
+            hidden, output = hidden[rows], output[rows]
+        return Rates(self.knots[rows], hidden, output)
 
 
 class BoundRates:
-    """The factors of some parameters in a run of known length."""
+    """The factors of some parameters; positions: of these among the n."""
 
-    def __init__(self, rates: Rates, positions: Sequence[int], total_steps: int):
-        rows = torch.tensor(list(positions))
-        self._knots = rates.knots[rows.to(rates.knots.device)]
-        self._hidden, self._output = rates.hidden, rates.output
-        if rates.hidden is not None and rates.hidden.ndim == 3:
-            assert rates.output is not None
-            self._hidden, self._output = rates.hidden[rows], rates.output[rows]
+    def __init__(self, rates: Rates, positions: Sequence[int]):
+        own = rates.of(positions)
+        self._knots = own.knots
+        self._mlp = None
+        if own.hidden is not None and own.output is not None:
+            self._mlp = own.hidden, own.output
 
     @property
     def reads_gradients(self) -> bool:
-        return self._hidden is not None
+        return self._mlp is not None
 
     def __call__(
         self,
         measured: Measured | None,
         progress: Array | None,
         state: dict[str, Tensor],
-        rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """See `ngopt.soap.config.BoundMultiplier`.
-
-        measured: None if no gradients are read. rows: of the parameters that `measured`
-        contains; None: all.
-        """
-        knots = self._knots if rows is None else self._knots[list(rows)]
+        """See `ngopt.soap.config.BoundMultiplier`. measured: None if it reads none."""
         if progress is None:
-            return torch.ones_like(knots[:, 0])
-        if measured is not None:
-            assert isinstance(measured.grad_rms, Tensor)
-            knots = knots.to(measured.grad_rms)
-        share = torch.as_tensor(progress, dtype=knots.dtype, device=knots.device)
-        place = share.clamp(0, 1) * (knots.shape[1] - 1)
-        distance = place.unsqueeze(-1) - torch.arange(knots.shape[1]).to(knots)
+            return torch.ones_like(self._knots[:, 0])
+        like = self._knots if measured is None else torch.as_tensor(measured.grad_rms)
+        knots = self._knots.to(like)
+        share = torch.as_tensor(progress).to(like).clamp(0, 1).unsqueeze(-1)
+        last = knots.shape[1] - 1
+        distance = last * share - torch.arange(last + 1).to(like)
         logarithms = (knots * (1 - distance.abs()).clamp(min=0)).sum(-1)
-        if measured is not None and self._hidden is not None:
-            logarithms = logarithms + self._feedback(measured, share, rows)
+        if measured is not None and self._mlp is not None:
+            hidden, output = (x.to(like) for x in self._mlp)
+            x = features_of(measured, share).unsqueeze(-2)
+            logarithms = logarithms + (torch.tanh(x @ hidden) @ output).flatten()
         return logarithms.exp()
-
-    def _feedback(
-        self, measured: Measured, share: Tensor, rows: Sequence[int] | None
-    ) -> Tensor:
-        assert self._hidden is not None and self._output is not None
-        hidden, output = self._hidden, self._output
-        if rows is not None and hidden.ndim == 3:
-            hidden, output = hidden[list(rows)], output[list(rows)]
-        x = features_of(measured, share).unsqueeze(-2)
-        return (torch.tanh(x @ hidden.to(x)) @ output.to(x)).flatten()
 
 
 def features_of(measured: Measured, share: Tensor) -> Tensor:
-    """What the MLP reads, (n, FEATURES): logarithms of the RMS of gradient and weights
-    over those of the first step, halved; the share of the steps; 1."""
+    """What the MLP reads, (n, FEATURES): halves of the logarithms of the RMS of
+    gradient and weights over those of the first step; the share of the steps; 1."""
     first = measured.first
     assert first is not None
-    columns = []
-    for value, start in (
-        (measured.grad_rms, first.grad_rms),
-        (measured.weight_rms, first.weight_rms),
-    ):
-        ratio = torch.as_tensor(value) / torch.as_tensor(start)
-        ratio = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
-        columns.append(0.5 * ratio.log())
-    share = share.expand_as(columns[0])
-    return torch.stack([*columns, share, torch.ones_like(share)], -1)
+    now = torch.stack(list(map(torch.as_tensor, measured[:2])), -1)
+    start = torch.stack(list(map(torch.as_tensor, first[:2])), -1)
+    changes = 0.5 * (now / start).log()
+    changes = torch.where(changes.isfinite(), changes, 0.0)
+    ones = torch.ones_like(changes[:, :1])
+    return torch.cat([changes, share * ones, ones], -1)

@@ -16,25 +16,24 @@ from ngopt.specialized.first_order import FirstOrder
 from ngopt.specialized.rates import Rates
 from ngopt.user_warnings import warn
 
-BASES = {"soap": SoapConfig, "first_order": FirstOrder}
+HandRule = Soap | FirstOrder
 
 
 @dataclass(frozen=True, eq=False)
 class Specialized(UpdateRule):
-    """The base rule with rates, for networks and horizons that it was learned on.
+    """A base rule with rates, for the networks and horizons that they were learned on.
 
     For other shapes, for horizons outside of the range and without a horizon it is the
     base rule, and a UserWarning says why.
 
     Attributes:
         base: Without rates.
-        rates: See `Rates`.
         shapes: Of the parameters, in their order.
         horizons: The shortest and the longest.
         recipe: JSON, how it was made. table: JSON, what was measured with it.
     """
 
-    base: Soap | FirstOrder
+    base: HandRule
     rates: Rates
     shapes: tuple[tuple[int, ...], ...]
     horizons: tuple[int, int]
@@ -49,45 +48,18 @@ class Specialized(UpdateRule):
 
     def for_network(self, graph: NeuralGraph, total_steps: int | None) -> UpdateRule:
         """The base rule, with rates where they apply."""
-        reason = self._refusal(graph, total_steps)
-        if reason is not None:
-            warn(f"specialized rule: {reason}. It is its base rule: {self.base_name}.")
-            return self.base
-        if isinstance(self.base, Soap):
-            return Soap(self.base.config, self.rates)
-        return replace(self.base, rates=self.rates)
-
-    @property
-    def base_name(self) -> str:
-        if isinstance(self.base, Soap):
-            scale = self.base.config.step_size / SoapConfig().step_size
-            return f"the default, steps {scale:.3g} times as long"
-        base = self.base
-        return (
-            f"{base.kind} with lr {base.lr:.3g}, betas {base.beta1:g} and "
-            f"{base.beta2:g}, {base.schedule} schedule"
-        )
-
-    def _refusal(self, graph: NeuralGraph, total_steps: int | None) -> str | None:
-        """Why the rates do not apply; None if they do."""
-        shapes = tuple(tuple(spec.shape) for spec in graph.parameters)
         shortest, longest = self.horizons
-        if total_steps is None:
-            return f"expected total_steps from {shortest} to {longest}; got none"
-        if not shortest <= total_steps <= longest:
-            return (
-                f"expected total_steps from {shortest} to {longest}, for which it was "
-                f"learned; got {total_steps}"
-            )
-        if len(shapes) != len(self.shapes):
-            return f"expected {len(self.shapes)} parameters; got {len(shapes)}"
-        for spec, expected in zip(graph.parameters, self.shapes, strict=True):
-            if tuple(spec.shape) != expected:
-                return (
-                    f"expected a network of the shapes that it was learned on; "
-                    f"'{spec.name}' has {tuple(spec.shape)}, not {expected}"
-                )
-        return None
+        if total_steps is None or not shortest <= total_steps <= longest:
+            reason = f"total_steps from {shortest} to {longest}; got {total_steps}"
+        elif (shapes := tuple(tuple(x.shape) for x in graph.parameters)) != self.shapes:
+            reason = f"parameters of shapes {self.shapes}; got {shapes}"
+        else:
+            return with_rates(self.base, self.rates)
+        warn(
+            f"specialized rule: expected {reason}. This run has its base rule, "
+            f"{description_of(self.base)}."
+        )
+        return self.base
 
     def bind(
         self,
@@ -100,19 +72,11 @@ class Specialized(UpdateRule):
         rule = self.for_network(graph, total_steps)
         return rule.bind(graph, total_steps, device=device, dtype=dtype)
 
-    def description(self) -> str:
-        """JSON of all but tensors, recipe and table."""
-        is_soap = isinstance(self.base, Soap)
-        settings = asdict(self.base.config) if is_soap else asdict(self.base)  # type: ignore
-        settings.pop("rates", None)
-        return json.dumps(
-            {
-                "base": "soap" if is_soap else "first_order",
-                "settings": settings,
-                "shapes": self.shapes,
-                "horizons": self.horizons,
-            }
-        )
+    def to_json(self) -> str:
+        """All but tensors, recipe and table."""
+        base = self.base.config if isinstance(self.base, Soap) else self.base
+        parts = {"base": asdict(base), "shapes": self.shapes, "horizons": self.horizons}
+        return json.dumps(parts)
 
     def tensors(self) -> dict[str, Tensor]:
         named = {key: getattr(self.rates, key) for key in ("knots", "hidden", "output")}
@@ -120,31 +84,38 @@ class Specialized(UpdateRule):
 
     @classmethod
     def of(
-        cls,
-        description: str,
-        tensors: Mapping[str, Tensor],
-        recipe: Mapping[str, Any],
-        table: Mapping[str, Any],
+        cls, text: str, tensors: Mapping[str, Tensor], *records: Mapping[str, Any]
     ) -> "Specialized":
-        """From `description` and `tensors`.
+        """From `to_json` and `tensors`; records: recipe and table.
 
         Raises ValueError if they are of another version.
         """
-        parts = json.loads(description)
-        if parts["base"] not in BASES or "knots" not in tensors:
-            raise ValueError(
-                f"specialized rule: expected one of {', '.join(BASES)} and knots; got "
-                f"{parts['base']!r} and {', '.join(sorted(tensors))}"
-            )
+        parts = json.loads(text)
         try:
-            settings = BASES[parts["base"]](**parts["settings"])
+            is_soap = "step_size" in parts["base"]
+            kind = SoapConfig if is_soap else FirstOrder
+            base = kind(**parts["base"])
+            rates = Rates(**tensors)
         except TypeError as error:
-            raise ValueError(f"specialized rule: {error}") from None
-        return cls(
-            Soap(settings) if isinstance(settings, SoapConfig) else settings,
-            Rates(**tensors),
-            tuple(map(tuple, parts["shapes"])),
-            tuple(parts["horizons"]),
-            recipe,
-            table,
-        )
+            raise ValueError(f"specialized rule of another version: {error}") from None
+        shapes = tuple(map(tuple, parts["shapes"]))
+        base = Soap(base) if isinstance(base, SoapConfig) else base
+        return cls(base, rates, shapes, tuple(parts["horizons"]), *records)
+
+
+def with_rates(rule: HandRule, rates: Rates | None) -> HandRule:
+    if isinstance(rule, Soap):
+        return Soap(rule.config, rates)
+    return replace(rule, rates=rates)
+
+
+def description_of(rule: HandRule) -> str:
+    """For messages and tables."""
+    if isinstance(rule, Soap):
+        scale = rule.config.step_size / SoapConfig().step_size
+        return "the default" if scale == 1 else f"the default with scale={scale:.3g}"
+    name = "Muon" if rule.uses_muon else "Adam"
+    return (
+        f"{name} (lr {rule.lr:.3g}, betas {rule.beta1:g} and {rule.beta2:g}, "
+        f"{rule.schedule})"
+    )

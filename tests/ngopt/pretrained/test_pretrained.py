@@ -75,7 +75,7 @@ def test_save_and_load_constants_of_the_default(file):
 
 def test_files_store_no_rule_of_a_user(tmp_path):
     path = tmp_path / "rule.safetensors"
-    with pytest.raises(ValueError, match="expected a Soap or .*; got Momentum"):
+    with pytest.raises(ValueError, match="expected a Soap, a .*; got Momentum"):
         save_pretrained(Momentum(), path)
     assert not path.exists()
 

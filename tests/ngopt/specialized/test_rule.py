@@ -1,0 +1,157 @@
+"""A rule with rates for the networks and horizons that they were learned on."""
+
+import copy
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ngopt import NGOptimizer, load_pretrained, save_pretrained
+from ngopt.functional import UpdateRule
+from ngopt.soap.soap import Soap
+from ngopt.specialized.first_order import FirstOrder
+from ngopt.specialized.rates import FEATURES, Rates
+from ngopt.specialized.rule import Specialized
+
+BASES = {
+    "default": Soap(),
+    "Adam": FirstOrder(lr=0.02),
+    "Muon": FirstOrder(uses_muon=True, lr=0.02),
+}
+STEPS, KNOTS, WIDTH = 20, 3, 4
+
+
+def network(width: int = 8) -> nn.Sequential:
+    torch.manual_seed(0)
+    hidden = nn.Linear(width, width)
+    return nn.Sequential(
+        nn.Linear(2, width), nn.Tanh(), hidden, nn.Tanh(), nn.Linear(width, 1)
+    )
+
+
+SHAPES = tuple(tuple(p.shape) for p in network().parameters())
+
+
+def random_rates(generator: int = 0) -> Rates:
+    draw = torch.Generator().manual_seed(generator)
+    knots = 0.3 * torch.randn(len(SHAPES), KNOTS, generator=draw)
+    hidden = torch.randn(FEATURES, WIDTH, generator=draw)
+    return Rates(knots, hidden, 0.1 * torch.randn(WIDTH, 1, generator=draw))
+
+
+def zero_rates() -> Rates:
+    rates = random_rates()
+    return Rates(torch.zeros_like(rates.knots), rates.hidden, torch.zeros(WIDTH, 1))
+
+
+def train(optimizer: NGOptimizer, model: nn.Module, steps: int) -> None:
+    x = torch.linspace(-1, 1, 32).view(-1, 2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) - x.prod(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+
+
+def trained(
+    rule: UpdateRule, total_steps: int | None = STEPS, width: int = 8
+) -> torch.Tensor:
+    model = network(width)
+    optimizer = NGOptimizer(model.parameters(), rule=rule, total_steps=total_steps)
+    train(optimizer, model, STEPS)
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def specialized(base: str, rates: Rates) -> Specialized:
+    return Specialized(BASES[base], rates, SHAPES, (10, 40))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_rates_of_zero_are_the_base_rule_to_the_bit(base):
+    rule = specialized(base, zero_rates())
+    assert torch.equal(trained(rule), trained(BASES[base]))
+    assert not torch.equal(
+        trained(specialized(base, random_rates())), trained(BASES[base])
+    )
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"total_steps": 50}, "total_steps from 10 to 40; got 50"),
+        ({"total_steps": None}, "total_steps from 10 to 40; got None"),
+        ({"width": 16}, "parameters of shapes"),
+    ],
+)
+def test_other_runs_have_the_base_rule_and_a_warning(base, options, expected):
+    with pytest.warns(UserWarning, match=expected):
+        weights = trained(specialized(base, random_rates()), **options)
+    assert torch.equal(weights, trained(BASES[base], **options))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_file_gives_the_same_training(base, tmp_path):
+    rule = specialized(base, random_rates())
+    rule = replace(rule, recipe={"stages": [{"problem": "p"}]}, table={"gain": 1.0})
+    path = tmp_path / "family.safetensors"
+    save_pretrained(rule, path)
+    loaded = load_pretrained(path)
+    assert isinstance(loaded, Specialized)
+    assert (loaded.recipe, loaded.table) == (rule.recipe, rule.table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(trained(loaded), trained(rule))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_state_dict_continues_to_the_bit(base):
+    rule = specialized(base, random_rates())
+    model = network()
+    optimizer = NGOptimizer(model.parameters(), rule=rule, total_steps=STEPS)
+    train(optimizer, model, 7)
+    resumed = copy.deepcopy(model)
+    other = NGOptimizer(resumed.parameters(), rule=rule, total_steps=STEPS)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(optimizer, model, 7)
+    train(other, resumed, 7)
+    for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_constant_knots_multiply_the_step(base):
+    factor = torch.full((len(SHAPES), KNOTS), 2.0).log()
+    rule = specialized(base, Rates(factor))
+    changes = []
+    for x in (rule, BASES[base]):
+        model = network()
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        train(NGOptimizer(model.parameters(), rule=x, total_steps=STEPS), model, 1)
+        after = nn.utils.parameters_to_vector(model.parameters()).detach()
+        changes.append(after - before)
+    torch.testing.assert_close(changes[0], 2 * changes[1], rtol=1e-3, atol=1e-6)
+
+
+def test_knots_are_joined_by_lines():
+    rates = Rates(torch.tensor([[0.0, 1.0, -1.0]])).bind(
+        type("Network", (), {"total_steps": 10, "positions": [0]})()  # type: ignore
+    )
+    assert rates is not None
+    logarithms = [float(rates(None, t, {}).log()) for t in (0, 0.25, 0.5, 0.75, 1, 2)]
+    assert logarithms == pytest.approx([0, 0.5, 1, 0, -1, -1], abs=1e-6)
+
+
+def test_absent_gradients_change_nothing():
+    model = network()
+    rule = specialized("Adam", random_rates())
+    optimizer = NGOptimizer(model.parameters(), rule=rule, total_steps=STEPS)
+    model[2].requires_grad_(False)
+    before = model[2].weight.clone()
+    train(optimizer, model, 2)
+    assert torch.equal(model[2].weight, before)
+    model[2].requires_grad_(True)
+    train(optimizer, model, 2)
+    assert model[2].weight.isfinite().all()
+    assert not torch.equal(model[2].weight, before)
