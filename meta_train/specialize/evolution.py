@@ -12,7 +12,7 @@ from ngopt.specialized.rates import FEATURES, Rates
 
 KNOTS = 5
 WIDTH = 8  # of the MLP
-PAIRS = 24  # of antithetic runs, each on a member of its own
+PAIRS = 12  # of antithetic runs, each on a member of its own
 SIGMA = 0.15  # of perturbations
 META_LR = 0.06
 BETAS = 0.9, 0.99  # of Adam, which makes the meta-updates
