@@ -1,4 +1,4 @@
-"""The best hand-made rule for a family: the default, Adam or Muon, each tuned."""
+"""The best hand-made rule for a family: default, SOAP, Adam or Muon, each tuned."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -10,6 +10,14 @@ from ngopt.soap.soap import Soap
 from ngopt.specialized.first_order import SCHEDULES, FirstOrder
 
 SCALES = tuple(2.0**k for k in range(-3, 5))  # of the default's steps
+SOAP_LRS = tuple(0.001 * 2**k for k in range(8))
+ONE_STEP_SIZE = {
+    **dict.fromkeys(("fan_exponent", "weight_exponent", "short_run_exponent"), 0.0),
+    **dict.fromkeys(("trained_exponent", "undone_rate", "rare_exponent"), 0.0),
+    **dict.fromkeys(("path_ratio_limit", "invariant", "embedding"), 1.0),
+    **{"chain": float("inf"), "weight_decay": 0.0},
+}
+"""Constants of the default without its laws for step sizes: SOAP."""
 GRIDS: dict[str, dict[str, Any]] = {
     "Adam": {
         "lr": [1e-4 * 10 ** (k / 2) for k in range(9)],
@@ -19,7 +27,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 }
 BETA2S = [0.9, 0.95, 0.99, 0.999]
 NEIGHBORS = 0.56, 0.75, 1.33, 1.78  # of the best rate, tried at the end
-KINDS = "default", *GRIDS
+KINDS = "default", "SOAP", *GRIDS
 
 Loss = Callable[[HandRule], float]
 """Of a rule on the members of the search; lower is better."""
@@ -34,6 +42,9 @@ def best_rule(kind: str, loss: Loss) -> tuple[HandRule, float]:
     the rate again."""
     if kind == "default":
         return _best(map(scaled_default, SCALES), loss)
+    if kind == "SOAP":
+        configs = [SoapConfig(step_size=lr, **ONE_STEP_SIZE) for lr in SOAP_LRS]
+        return _best(map(Soap, configs), loss)
     rule: Any = FirstOrder(uses_muon=kind == "Muon", beta1=GRIDS[kind]["beta1"][-2])
     lowest = float("inf")
     for name, values in (
@@ -58,4 +69,4 @@ def rules_of_search() -> int:
     """The number of rules that are tried."""
     grids = sum(len(values) for grid in GRIDS.values() for values in grid.values())
     of_each = len(BETA2S) + len(SCHEDULES) + len(NEIGHBORS)
-    return len(SCALES) + grids + len(GRIDS) * of_each
+    return len(SCALES) + len(SOAP_LRS) + grids + len(GRIDS) * of_each

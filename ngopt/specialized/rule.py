@@ -113,6 +113,8 @@ def description_of(rule: HandRule) -> str:
     """For messages and tables."""
     if isinstance(rule, Soap):
         scale = rule.config.step_size / SoapConfig().step_size
+        if replace(rule.config, step_size=SoapConfig().step_size) != SoapConfig():
+            return f"SOAP (step_size {rule.config.step_size:.3g})"
         return "the default" if scale == 1 else f"the default with scale={scale:.3g}"
     name = "Muon" if rule.uses_muon else "Adam"
     return (

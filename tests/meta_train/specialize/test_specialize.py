@@ -130,7 +130,7 @@ def test_the_search_finds_the_rule_with_the_lowest_loss():
     rule, value = best_rule("Adam", loss_of)
     assert (rule.lr, rule.beta1, rule.beta2) == (pytest.approx(0.0133), 0.5, 0.95)
     assert value == pytest.approx(0, abs=1e-3)
-    for kind in KINDS[::2]:
+    for kind in set(KINDS) - {"Adam"}:
         best_rule(kind, lambda rule: tried.append(rule) or 0.0)
     assert len(tried) == rules_of_search()
 
