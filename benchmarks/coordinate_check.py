@@ -72,7 +72,8 @@ def bloom(width: int) -> nn.Module:
 def t5(width: int) -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    sizes = {"d_model": width, "d_ff": 2 * width, "num_heads": width // HEAD}
+    sizes: dict[str, Any] = {"d_model": width, "d_ff": 2 * width}
+    sizes["num_heads"] = width // HEAD
     config = T5Config(vocab_size=VOCABULARY, d_kv=HEAD, num_layers=2, **sizes)
     return T5ForConditionalGeneration(config)
 
@@ -95,7 +96,7 @@ def inputs_of(name: str, seed: int) -> dict[str, torch.Tensor]:
 def change_of_logits(name: str, width: int, seed: int, is_mup: bool) -> float:
     """Root mean square of the changes that `STEPS` steps make."""
     torch.manual_seed(seed)
-    model = NETWORKS[name](width).eval()  # without dropout
+    model: Any = NETWORKS[name](width).eval()  # without dropout
     if name != "t5":  # muP's initial weights; T5 scales its logits itself
         scale = REFERENCE_WIDTH / width if model.config.tie_word_embeddings else 0.0
         with torch.no_grad():
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     records = []
-    cases = list(product(options.networks, (False, True)))
+    cases = [(name, is_mup) for name in options.networks for is_mup in (False, True)]
     with tqdm(total=len(cases) * options.seeds * len(WIDTHS), unit="run") as bar:
         for name, is_mup in cases:
             records.append(record_of(name, is_mup, options.seeds, bar))

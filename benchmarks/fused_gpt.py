@@ -28,7 +28,7 @@ from ngopt.race.muon import float32_products
 
 LAYERS, WIDTH, HEADS, LENGTH, BATCH = 4, 128, 8, 64, 12
 RATES = 0.005, 0.01, 0.02, 0.05, 0.1
-ADAMW = {"lr": 3e-3, "weight_decay": 0.0}
+ADAMW: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.0}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "parameters": None,
     "matrices": {},
@@ -81,7 +81,7 @@ def optimizers_of(
     model: nn.Module, settings: dict[str, Any] | None, lr: float
 ) -> list[Optimizer]:
     """settings: of `BlockwiseOptimizer`, None without it."""
-    muon = {"lr": lr, "weight_decay": 0.0}
+    muon: dict[str, Any] = {"lr": lr, "weight_decay": 0.0}
     codes = torch.zeros(1, LENGTH, dtype=torch.int64)
     if settings is not None:
         blockwise = BlockwiseOptimizer(

@@ -11,7 +11,7 @@ from ngopt.specialized.first_order import SCHEDULES, FirstOrder
 
 SCALES = tuple(2.0**k for k in range(-3, 5))  # of the default's steps
 SOAP_LRS = tuple(0.001 * 2**k for k in range(8))
-ONE_STEP_SIZE = {
+ONE_STEP_SIZE: dict[str, Any] = {
     **dict.fromkeys(("fan_exponent", "weight_exponent", "short_run_exponent"), 0.0),
     **dict.fromkeys(("trained_exponent", "undone_rate", "rare_exponent"), 0.0),
     **dict.fromkeys(("path_ratio_limit", "invariant", "embedding"), 1.0),

@@ -52,11 +52,11 @@ class BoundRates:
     """The factors of some parameters; positions: of these among the n."""
 
     def __init__(self, rates: Rates, positions: Sequence[int]):
-        own = rates.of(positions)
-        self._knots = own.knots
+        rates = rates.of(positions)
+        self._knots = rates.knots
         self._mlp = None
-        if own.hidden is not None and own.output is not None:
-            self._mlp = own.hidden, own.output
+        if rates.hidden is not None and rates.output is not None:
+            self._mlp = rates.hidden, rates.output
 
     @property
     def reads_gradients(self) -> bool:
