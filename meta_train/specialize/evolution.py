@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from meta_train.specialize.family import Family, HandRule, log_losses
-from ngopt.specialized.rates import FEATURES, Rates
+from ngopt.specialized.rates import FEATURES, Rates, place_between
 
 KNOTS = 5
 WIDTH = 8  # of the MLP
@@ -21,7 +21,8 @@ FIRST_SEED = 1_000_000  # of members for evolution
 
 @dataclass
 class Evolution:
-    """Meta-parameters (d,): knots, and the weights of the MLP if it has feedback.
+    """Meta-parameters (d,): knots of the middle horizon, half the differences of those
+    of the longest and the shortest, and the weights of the MLP if it has feedback.
 
     momentum, square: of Adam. average: of the last iterates, the result.
     """
@@ -38,8 +39,11 @@ class Evolution:
     def start(
         cls, parameters: int, has_feedback: bool, knots: Tensor | None = None
     ) -> "Evolution":
-        """All factors are 1, or those of given knots (n, KNOTS)."""
-        parts = [torch.zeros(parameters, KNOTS) if knots is None else knots]
+        """All factors are 1, or those of given knots (n, 2, KNOTS)."""
+        if knots is None:
+            knots = torch.zeros(parameters, 2, KNOTS)
+        shortest, longest = knots.unbind(1)
+        parts = [(shortest + longest) / 2, (longest - shortest) / 2]
         if has_feedback:
             generator = torch.Generator().manual_seed(0)
             parts.append(torch.randn(FEATURES, WIDTH, generator=generator))
@@ -50,11 +54,14 @@ class Evolution:
 
     def rates(self, rows: Tensor) -> Rates:
         """Of copies, whose meta-parameters are the rows (copies, d)."""
-        copies, n = len(rows), self.parameters
-        knots = rows[:, : n * KNOTS].reshape(copies * n, KNOTS)
+        n = self.parameters
+        count = n * KNOTS
+        middle, slope, mlp = rows.tensor_split([count, 2 * count], 1)
+        knots = torch.stack([middle - slope, middle + slope], 1)
+        knots = knots.unflatten(2, (n, KNOTS)).transpose(1, 2).flatten(0, 1)
         if not self.has_feedback:
             return Rates(knots)
-        mlp = rows[:, n * KNOTS :].repeat_interleave(n, 0)
+        mlp = mlp.repeat_interleave(n, 0)
         hidden, output = mlp.split([FEATURES * WIDTH, WIDTH], 1)
         return Rates(knots, hidden.unflatten(1, (FEATURES, WIDTH)), output.unsqueeze(2))
 
@@ -77,7 +84,8 @@ class Evolution:
         first = FIRST_SEED + self.generation * PAIRS
         seeds = [*range(first, first + PAIRS)] * 2
         rows = self.mean + SIGMA * torch.cat([noise, -noise])
-        losses = log_losses(family, seeds, rule, steps, self.rates(rows))
+        rates = self.rates(rows).at(place_between(horizons, steps))
+        losses = log_losses(family, seeds, rule, steps, rates)
         difference = losses[:PAIRS] - losses[PAIRS:]
         size = difference.square().mean().sqrt().clamp(min=1e-12)
         gradient = ((difference / size).unsqueeze(1) * noise).mean(0)

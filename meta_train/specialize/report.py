@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from meta_train.specialize.family import Family, HandRule, log_losses
-from ngopt.specialized.rates import Rates
+from ngopt.specialized.rates import Rates, place_between
+from ngopt.specialized.rule import Specialized
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,16 @@ def measure(
     seeds: Sequence[int],
     horizons: Sequence[int],
 ) -> dict[str, dict[int, Tensor]]:
-    losses: dict[str, dict[int, Tensor]] = {}
+    """horizons: from the shortest to the longest."""
+    losses: dict[str, dict[int, Tensor]] = {level.name: {} for level in levels}
     for level in levels:
-        rates = level.rates and level.rates(len(seeds))
-        losses[level.name] = {
-            steps: log_losses(family, seeds, level.rule, steps, rates)
-            for steps in horizons
-        }
+        for steps in horizons:
+            rates = None
+            if level.rates is not None:
+                place = place_between((horizons[0], horizons[-1]), steps)
+                rates = level.rates(len(seeds)).at(place)
+            of_steps = log_losses(family, seeds, level.rule, steps, rates)
+            losses[level.name][steps] = of_steps
     return losses
 
 
@@ -83,17 +87,21 @@ def rows_of(losses: Losses, reference: str) -> list[dict[str, str]]:
     return rows
 
 
-def draw_rates(path: Path, rates: Rates, names: Sequence[str]) -> None:
-    """The factor of each parameter over the run, without feedback."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    panel = figure.subplots()
-    share = np.linspace(0, 1, rates.knots.shape[1])
-    for name, knots in zip(names, rates.knots, strict=True):
-        style = "--" if name.endswith("bias") else "-"
-        panel.plot(share, knots.exp(), style, marker="o", markersize=3, label=name)
-    panel.set_yscale("log")
-    panel.set_xlabel("share of the steps")
-    panel.set_ylabel("factor of the step size")
+def draw_rates(path: Path, rule: Specialized, names: Sequence[str]) -> None:
+    """The factor of each parameter over the run, at the shortest and the longest
+    horizon, without feedback."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, steps, place in zip(panels, rule.horizons, (0, 1), strict=True):
+        knots = rule.rates.at(place).knots
+        share = np.linspace(0, 1, knots.shape[1])
+        for name, of_parameter in zip(names, knots, strict=True):
+            style = "--" if name.endswith("bias") else "-"
+            panel.plot(share, of_parameter.exp(), style, marker="o", label=name)
+        panel.set_title(f"{steps} steps")
+        panel.set_yscale("log")
+        panel.set_xlabel("share of the steps")
+    panels[0].set_ylabel("factor of the step size")
     if len(names) <= 16:
-        panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)

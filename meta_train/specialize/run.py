@@ -126,7 +126,7 @@ def run(settings: Settings) -> Path | None:
         rule = specialized(family, best, settings, losses)
         save_pretrained(rule, path)
         names = [name for name, _ in family.member(0).model.named_parameters()]
-        draw_rates(settings.folder / "rates.png", rule.rates, names)
+        draw_rates(settings.folder / "rates.png", rule, names)
         lines = [
             f"Best on {len(GATE_SEEDS)} other members: {best.name}. The base rule is "
             f"{description_of(rule.base)}.",

@@ -1,7 +1,8 @@
 """Step sizes by parameter and time: a multiplier of the step sizes of a rule."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -23,7 +24,8 @@ class Rates:
     changed since the first step. All zero: every factor is 1.
 
     Attributes:
-        knots: (n, k), at equal distances from the first step to the horizon.
+        knots: (n, k), at equal distances from the first step to the horizon; or those
+            of the shortest and of the longest horizon, (n, 2, k).
         hidden, output: weights of the MLP, (FEATURES, h) and (h, 1), or one for each
             parameter, (n, FEATURES, h) and (n, h, 1); None without it.
     """
@@ -38,6 +40,13 @@ class Rates:
         if network.total_steps is None:
             return None
         return BoundRates(self, network.positions)
+
+    def at(self, place: float) -> "Rates":
+        """Of one horizon; place: see `place_between`."""
+        if self.knots.ndim == 2:
+            return self
+        shortest, longest = self.knots.unbind(1)
+        return replace(self, knots=(1 - place) * shortest + place * longest)
 
     def of(self, positions: Sequence[int]) -> "Rates":
         """Of some parameters."""
@@ -82,6 +91,14 @@ class BoundRates:
             x = features_of(measured, share).unsqueeze(-2)
             logarithms = logarithms + (torch.tanh(x @ hidden) @ output).flatten()
         return logarithms.exp()
+
+
+def place_between(horizons: tuple[int, int], steps: int) -> float:
+    """From 0 for the shortest to 1 for the longest horizon, in logarithms."""
+    shortest, longest = horizons
+    if shortest == longest:
+        return 0.0
+    return math.log(steps / shortest) / math.log(longest / shortest)
 
 
 def features_of(measured: Measured, share: Tensor) -> Tensor:

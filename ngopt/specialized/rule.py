@@ -13,7 +13,7 @@ from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
 from ngopt.specialized.first_order import FirstOrder
-from ngopt.specialized.rates import Rates
+from ngopt.specialized.rates import Rates, place_between
 from ngopt.user_warnings import warn
 
 HandRule = Soap | FirstOrder
@@ -54,7 +54,8 @@ class Specialized(UpdateRule):
         elif (shapes := tuple(tuple(x.shape) for x in graph.parameters)) != self.shapes:
             reason = f"parameters of shapes {self.shapes}; got {shapes}"
         else:
-            return with_rates(self.base, self.rates)
+            place = place_between(self.horizons, total_steps)
+            return with_rates(self.base, self.rates.at(place))
         warn(
             f"specialized rule: expected {reason}. This run has its base rule, "
             f"{description_of(self.base)}."

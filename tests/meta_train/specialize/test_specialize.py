@@ -63,11 +63,12 @@ def test_stacked_runs_equal_single_ones(name, has_feedback):
     draw = torch.Generator().manual_seed(0)
     rows = 0.3 * torch.randn(4, len(evolution.mean), generator=draw)
     seeds = [0, 1, 0, 2]
-    stacked = log_losses(family, seeds, RULES[name], 10, evolution.rates(rows))
+    rates = evolution.rates(rows).at(0.3)
+    stacked = log_losses(family, seeds, RULES[name], 10, rates)
     assert family.stacks
     assert len(set(stacked.tolist())) == 4
     family.stacks = False
-    single = log_losses(family, seeds, RULES[name], 10, evolution.rates(rows))
+    single = log_losses(family, seeds, RULES[name], 10, rates)
     torch.testing.assert_close(stacked, single, rtol=1e-3, atol=1e-4)
 
 
@@ -108,6 +109,13 @@ def test_a_module_without_members_is_an_error(module):
         load_family("my_family")
 
 
+def test_an_evolution_starts_from_given_knots():
+    knots = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(0))
+    for has_feedback in (False, True):
+        rates = Evolution.start(6, has_feedback, knots).result(copies=2)
+        torch.testing.assert_close(rates.knots, knots.repeat(2, 1, 1))
+
+
 def test_evolution_makes_steps_that_are_too_short_longer():
     family, rule = Family("f", member), FirstOrder(lr=1e-4)
     evolution = Evolution.start(6, has_feedback=False)
@@ -116,7 +124,7 @@ def test_evolution_makes_steps_that_are_too_short_longer():
     assert evolution.result().knots.mean() > 0.1
     seeds = range(5_000_000, 5_000_016)
     before = log_losses(family, seeds, rule, 15)
-    after = log_losses(family, seeds, rule, 15, evolution.result(16))
+    after = log_losses(family, seeds, rule, 15, evolution.result(16).at(0.5))
     assert (before - after).mean() > 0
 
 

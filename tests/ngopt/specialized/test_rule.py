@@ -12,7 +12,7 @@ from ngopt import NGOptimizer, load_pretrained, save_pretrained
 from ngopt.functional import UpdateRule
 from ngopt.soap.soap import Soap
 from ngopt.specialized.first_order import FirstOrder
-from ngopt.specialized.rates import FEATURES, Rates
+from ngopt.specialized.rates import FEATURES, Rates, place_between
 from ngopt.specialized.rule import Specialized
 
 BASES = {
@@ -141,6 +141,16 @@ def test_knots_are_joined_by_lines():
     assert rates is not None
     logarithms = [float(rates(None, t, {}).log()) for t in (0, 0.25, 0.5, 0.75, 1, 2)]
     assert logarithms == pytest.approx([0, 0.5, 1, 0, -1, -1], abs=1e-6)
+
+
+def test_knots_are_those_of_the_horizon():
+    knots = torch.tensor([[[0.0, 2.0], [1.0, 0.0]]])
+    rates = Rates(knots)
+    assert torch.equal(rates.at(place_between((10, 40), 10)).knots, knots[:, 0])
+    assert torch.equal(rates.at(place_between((10, 40), 40)).knots, knots[:, 1])
+    middle = rates.at(place_between((10, 40), 20)).knots
+    torch.testing.assert_close(middle, torch.tensor([[0.5, 1.0]]))
+    assert place_between((10, 10), 10) == 0
 
 
 def test_absent_gradients_change_nothing():
