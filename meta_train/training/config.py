@@ -21,8 +21,7 @@ class Config:
     problems: tuple[str, ...] = ("fm-16",)
     """Problems to sample from; validation is on the held-out data of the first."""
     estimator: str = "tbptt"
-    """tbptt, tbptt-2 (second order), pes, es (whole inner runs)
-    or imitation of the default."""
+    """tbptt, tbptt-2 (second order), pes, or es (whole inner runs)."""
     outer_steps: int = 1000
     optimizees: int = 2
     """Inner runs at the same time, of different ages."""

@@ -16,14 +16,13 @@ from meta_train.training.estimators import (
     TBPTT,
     Estimate,
     Estimator,
-    Imitation,
     SecondOrderTBPTT,
 )
 from meta_train.training.rules import depends_on_step
 from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
-ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es", "imitation")
+ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es")
 
 
 class Result(NamedTuple):
@@ -152,8 +151,6 @@ def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estim
             return PES(sigma, limit, tail, total_steps=horizon)
         case "es":
             return PES(sigma, limit, tail, persistent=False, total_steps=horizon)
-        case "imitation":
-            return Imitation()
     raise ValueError(
         f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
     )
@@ -168,8 +165,6 @@ class Worker:
 
     def __init__(self, config: Config, learned: LearnedOptimizer, device: torch.device):
         make_estimator(config, 1.0, 1)
-        if config.estimator == "imitation" and config.tail != 1:
-            raise ValueError(f"tail: expected none with imitation; got {config.tail}")
         self.config = config
         self.learned = learned
         self.device = device
@@ -243,7 +238,5 @@ class Worker:
     def _stack_key(self, job: OptimizeeProgress) -> Hashable:
         """Those with equal keys are unrolled as one."""
         shapes = tuple(p.shape for p in self._optimizees[job.seed].model.parameters())
-        needs_equal_age = self.config.estimator == "imitation"
-        needs_equal_age = needs_equal_age or depends_on_step(self.learned)
-        age = (job.age, job.horizon) if needs_equal_age else ()
+        age = (job.age, job.horizon) if depends_on_step(self.learned) else ()
         return self.problem_of(job.seed), shapes, job.steps, age

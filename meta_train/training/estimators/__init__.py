@@ -16,15 +16,12 @@ PES: unbiased for a loss that sigma smooths; the variance grows with the number 
     truncations. 2 T gradients and updates.
 PES, persistent = False: ignores losses after T, so unbiased if T is the whole training
     (full ES). 2 T gradients and updates.
-Imitation: another objective, the distance to the updates of a strong rule.
-    T gradients, T updates of both rules, T backward passes.
 """
 
 from meta_train.training.estimators.estimate import Estimate
-from meta_train.training.estimators.imitation import Imitation
 from meta_train.training.estimators.pes import PES
 from meta_train.training.estimators.tbptt import TBPTT, SecondOrderTBPTT
 
-Estimator = TBPTT | PES | Imitation
+Estimator = TBPTT | PES
 
-__all__ = ["PES", "TBPTT", "Estimate", "Estimator", "Imitation", "SecondOrderTBPTT"]
+__all__ = ["PES", "TBPTT", "Estimate", "Estimator", "SecondOrderTBPTT"]

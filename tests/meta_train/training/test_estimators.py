@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.training.estimators import PES, TBPTT, SecondOrderTBPTT
 from meta_train.training.unroll import Inner, Optimizee, Stack, moved, stacked, unroll
 from ngopt.functional import update_all
 from ngopt.metanets import METANETS, FeedForward
@@ -194,72 +194,3 @@ def test_second_order_is_the_derivative_of_the_mean_loss(optimizee):
     assert expected.abs() > 1e-6
     derivative = found.meta_gradient @ direction
     torch.testing.assert_close(derivative, expected, rtol=1e-5, atol=1e-10)
-
-
-class TestImitation:
-    def test_gradient_is_that_of_the_distance(self, optimizee):
-        metanet = metanet_for("ng-gnn", optimizee.graph)
-        learned, estimator = learned_from(metanet), Imitation()
-        found, after = first_estimate(estimator, optimizee, learned, 3)
-
-        def meta_loss():
-            return first_estimate(estimator, optimizee, learned, 3)[0].meta_loss
-
-        direction, expected = directional_derivative(meta_loss, metanet, 1e-5)
-        assert abs(expected) > 1e-6
-        derivative = (found.meta_gradient @ direction).item()
-        assert derivative == pytest.approx(expected.item(), rel=1e-4)
-        assert after.inner.step == 3
-
-    def test_stored_context_is_differentiated_in_all_steps_that_use_it(self, optimizee):
-        metanet = metanet_for("ng-gnn", optimizee.graph).reconfigured(graph_every=3)
-        learned, estimator = learned_from(metanet), Imitation()
-        start = estimator.start(optimizee, learned)
-        found, _ = estimator.estimate(optimizee, learned, start, 5)
-
-        student = learned.bind(optimizee.graph)
-        teacher = estimator.teacher.bind(optimizee.graph)
-        inner, records = start
-        losses = []
-        for _ in range(5):
-            _, grads, buffers = optimizee.gradient(inner)
-            now = inner.params, optimizee.hyper()
-            wanted, records = update_all(teacher, grads, records, *now)
-            deltas, state = update_all(student, grads, inner.state, *now)
-            pairs = zip(deltas, wanted, strict=True)
-            errors = [(u - v).square().sum() / v.square().sum() for u, v in pairs]
-            losses.append(torch.stack(errors).mean())
-            inner = moved(inner, wanted, state, buffers)
-        mean = torch.stack(losses).mean()
-        weights = list(metanet.parameters())
-        expected = torch.autograd.grad(mean, weights, materialize_grads=True)
-        difference = found.meta_gradient - parameters_to_vector(expected)
-        # the context is bfloat16, and so are sums of its derivatives
-        assert difference.norm() < 0.01 * parameters_to_vector(expected).norm()
-
-    def test_trajectory_is_that_of_the_default(self, optimizee):
-        learned, estimator = learned_from(FeedForward().double()), Imitation()
-        _, after = first_estimate(estimator, optimizee, learned, 4)
-        rule = estimator.teacher.bind(optimizee.graph)
-        expected, _ = unroll(optimizee, optimizee.start(rule), rule, 4)
-        for a, b in zip(after.inner.params, expected.params, strict=True):
-            assert torch.equal(a, b)
-
-    @pytest.mark.thorough
-    def test_meta_loss_falls(self, optimizee):
-        metanet = FeedForward().double()
-        weights, sizes = zip(
-            *((p, p.numel()) for p in metanet.parameters()), strict=True
-        )
-        optimizer, losses = torch.optim.Adam(weights, 0.01), []
-        for _ in range(40):
-            estimate, _ = first_estimate(
-                Imitation(), optimizee, learned_from(metanet), 10
-            )
-            losses.append(estimate.meta_loss)
-            for p, piece in zip(
-                weights, estimate.meta_gradient.split(sizes), strict=True
-            ):
-                p.grad = piece.view_as(p)
-            optimizer.step()
-        assert losses[-1] < 0.7 * losses[0]

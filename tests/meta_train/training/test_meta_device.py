@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.training.estimators import PES, TBPTT, SecondOrderTBPTT
 from meta_train.training.train import placed
 from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.metanets import METANETS
@@ -22,7 +22,6 @@ ESTIMATORS = {
     "tbptt-2": SecondOrderTBPTT(total_steps=7),
     "pes": PES(total_steps=7),
     "es": PES(persistent=False, total_steps=7),
-    "imitation": Imitation(),
 }
 META = torch.device("meta")
 # Estimators are tested with a metanet that reads no graph and with one that
@@ -79,9 +78,9 @@ def test_nothing_is_read(name, estimator, count):
     assert all(values.is_meta for values in estimate)
     numel = sum(p.numel() for p in learned.metanet.parameters())
     assert estimate.meta_gradient.shape == (numel,)
-    # of each step a batch, inputs and targets, and one number of imitation
+    # of each step a batch: inputs and targets
     trainings = 2 if isinstance(own, PES) else 1
-    assert copies[1] - copies[0] <= 2 * (2 * trainings + isinstance(own, Imitation))
+    assert copies[1] - copies[0] <= 4 * trainings
 
 
 def test_what_is_on_the_host_stays_there():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from meta_train.training import train
-from meta_train.training.estimators import PES, TBPTT, Imitation, SecondOrderTBPTT
+from meta_train.training.estimators import PES, TBPTT, SecondOrderTBPTT
 from meta_train.training.train import MetaTrainer
 from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.metanets import METANETS
@@ -132,24 +132,6 @@ def test_different_networks():
         Stack(optimizees)
 
 
-@pytest.mark.parametrize("name", sorted(METANETS))
-def test_imitation(name):
-    # the context is stored in bfloat16, where a rounding may fall otherwise
-    changes, rtol = ({"graph_every": 2}, 1e-3) if name == "ng-gnn" else ({}, 1e-9)
-    check_alone_and_stacked(*regressions(name, **changes), Imitation(), rtol=rtol)
-
-
-def test_imitation_of_unequal_steps_is_refused():
-    """The step of the default is known on the host."""
-    optimizees, learned = regressions()
-    estimator = Imitation()
-    states = [estimator.start(optimizee, learned) for optimizee in optimizees]
-    _, states[0] = estimator.estimate(optimizees[0], learned, states[0], 2)
-    message = r"imitation: expected optimizees at the same step; got steps \[0, 2\]"
-    with pytest.raises(ValueError, match=message):
-        estimator.estimate(Stack(optimizees), learned, stacked(states), 1)
-
-
 stacked_config = partial(config, outer_steps=4, optimizees=5, metanet="ng-gnn")
 
 
@@ -180,17 +162,8 @@ class TestMetaTraining:
             assert one == pytest.approx(other, rel=1e-4)
         assert len(alone.log) == 2
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"metanet_config": {"graph_every": 2}, "optimizees": 3},
-            {"estimator": "imitation"},
-        ],
-        ids=["stored context", "imitation"],
-    )
-    def test_only_optimizees_at_the_same_step_are_stacked(
-        self, tmp_path, monkeypatch, changes
-    ):
+    def test_only_optimizees_at_the_same_step_are_stacked(self, tmp_path, monkeypatch):
+        changes = {"metanet_config": {"graph_every": 2}, "optimizees": 3}
         trainer = MetaTrainer(stacked_config(tmp_path, stacked=True, **changes))
         sizes, real = [], trainer.worker.unroll
 

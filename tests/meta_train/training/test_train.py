@@ -74,7 +74,7 @@ def test_resume_is_bit_identical(tmp_path, estimator, metanet):
     assert [record["outer_step"] for record in logs[0]] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("estimator", ["tbptt", "tbptt-2", "pes", "imitation"])
+@pytest.mark.parametrize("estimator", ["tbptt", "tbptt-2", "pes"])
 def test_an_interrupted_outer_step_is_repeated(tmp_path, estimator, monkeypatch):
     settings = {"estimator": estimator, "validate_every": 6}
     whole = MetaTrainer(config(tmp_path / "whole", **settings))
@@ -279,7 +279,7 @@ class TestErrors:
             ({"problems": ("no.module:make",)}, r"problem 'no.module:make'.*no"),
             (
                 {"estimator": "rl"},
-                "estimator 'rl': expected one of tbptt, tbptt-2, pes, es, imitation",
+                "estimator 'rl': expected one of tbptt, tbptt-2, pes, es",
             ),
             ({"average": 1.0}, r"average: expected a decay in \[0, 1\); got 1"),
             ({"estimator": "es", "shortest": 3}, "shortest: expected none with es"),
