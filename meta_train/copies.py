@@ -48,8 +48,12 @@ def bound_to_copies(
     """A rule on all parameters of the first copy, then of the second, ..."""
     if isinstance(rule, Soap):
         return SoapOfCopies(rule, graph, total_steps, copies)
-    with_muon = rule.bind(graph).with_muon
-    return FirstOrderRule(rule, list(with_muon) * copies, total_steps)
+    alone = replace(rule, multiplier=None).bind(graph)
+    with_muon, rates = list(alone.with_muon) * copies, None
+    if rule.multiplier is not None:
+        positions = range(len(with_muon))
+        rates = rule.multiplier.bound(graph, positions, total_steps)
+    return FirstOrderRule(rule, with_muon, total_steps, rates)
 
 
 class Copies:

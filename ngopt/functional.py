@@ -155,10 +155,6 @@ class UpdateRule:
     chooses_dtype: bool = False
     dtypes: Sequence[torch.dtype] | None = None
 
-    def for_network(self, graph: Any, total_steps: int | None) -> "UpdateRule":
-        """The rule that is bound to a graph; a rule may be another one for some."""
-        return self
-
     def bind(
         self,
         graph: Any,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from meta_train.specialize.family import Family, HandRule, log_losses
-from ngopt.specialized.rates import FEATURES, Rates, place_between
+from ngopt.specialized.rates import FEATURES, Rates
 
 KNOTS = 5
 WIDTH = 8  # of the MLP
@@ -52,7 +52,7 @@ class Evolution:
         zeros = torch.zeros_like(mean)
         return cls(parameters, has_feedback, mean, zeros, zeros.clone(), mean.clone())
 
-    def rates(self, rows: Tensor) -> Rates:
+    def rates(self, rows: Tensor, horizons: tuple[int, int]) -> Rates:
         """Of copies, whose meta-parameters are the rows (copies, d)."""
         n = self.parameters
         count = n * KNOTS
@@ -60,13 +60,14 @@ class Evolution:
         knots = torch.stack([middle - slope, middle + slope], 1)
         knots = knots.unflatten(2, (n, KNOTS)).transpose(1, 2).flatten(0, 1)
         if not self.has_feedback:
-            return Rates(knots)
+            return Rates(knots, horizons)
         mlp = mlp.repeat_interleave(n, 0)
         hidden, output = mlp.split([FEATURES * WIDTH, WIDTH], 1)
-        return Rates(knots, hidden.unflatten(1, (FEATURES, WIDTH)), output.unsqueeze(2))
+        hidden = hidden.unflatten(1, (FEATURES, WIDTH))
+        return Rates(knots, horizons, None, hidden, output.unsqueeze(2))
 
-    def result(self, copies: int = 1) -> Rates:
-        return self.rates(self.average.repeat(copies, 1))
+    def result(self, horizons: tuple[int, int], copies: int = 1) -> Rates:
+        return self.rates(self.average.repeat(copies, 1), horizons)
 
     def step(
         self, family: Family, rule: HandRule, horizons: tuple[int, int], progress: float
@@ -84,7 +85,7 @@ class Evolution:
         first = FIRST_SEED + self.generation * PAIRS
         seeds = [*range(first, first + PAIRS)] * 2
         rows = self.mean + SIGMA * torch.cat([noise, -noise])
-        rates = self.rates(rows).at(place_between(horizons, steps))
+        rates = self.rates(rows, horizons)
         losses = log_losses(family, seeds, rule, steps, rates)
         difference = losses[:PAIRS] - losses[PAIRS:]
         size = difference.square().mean().sqrt().clamp(min=1e-12)

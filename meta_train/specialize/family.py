@@ -16,7 +16,7 @@ from meta_train.copies import Copies, LossOf
 from ngopt import NGOptimizer
 from ngopt.importing import load_object
 from ngopt.specialized.rates import Rates
-from ngopt.specialized.rule import HandRule, with_rates
+from ngopt.specialized.storage import HandRule, with_rates
 
 WORST = 5.0  # largest log loss of a run, above that of its first step
 

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from meta_train.specialize.family import Family, HandRule, log_losses
-from ngopt.specialized.rates import Rates, place_between
-from ngopt.specialized.rule import Specialized
+from ngopt.specialized.rates import Rates
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,7 @@ def measure(
     losses: dict[str, dict[int, Tensor]] = {level.name: {} for level in levels}
     for level in levels:
         for steps in horizons:
-            rates = None
-            if level.rates is not None:
-                place = place_between((horizons[0], horizons[-1]), steps)
-                rates = level.rates(len(seeds)).at(place)
+            rates = level.rates and level.rates(len(seeds))
             of_steps = log_losses(family, seeds, level.rule, steps, rates)
             losses[level.name][steps] = of_steps
     return losses
@@ -87,13 +83,13 @@ def rows_of(losses: Losses, reference: str) -> list[dict[str, str]]:
     return rows
 
 
-def draw_rates(path: Path, rule: Specialized, names: Sequence[str]) -> None:
+def draw_rates(path: Path, rates: Rates, names: Sequence[str]) -> None:
     """The factor of each parameter over the run, at the shortest and the longest
     horizon, without feedback."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, steps, place in zip(panels, rule.horizons, (0, 1), strict=True):
-        knots = rule.rates.at(place).knots
+    for panel, steps in zip(panels, rates.horizons, strict=True):
+        knots = rates.at(steps)
         share = np.linspace(0, 1, knots.shape[1])
         for name, of_parameter in zip(names, knots, strict=True):
             style = "--" if name.endswith("bias") else "-"

@@ -8,7 +8,8 @@ reports on others. The same command resumes.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.tensor_files import atomic_write
 from ngopt.soap.soap import Soap
 from ngopt.specialized.rates import Rates
-from ngopt.specialized.rule import Specialized, description_of
+from ngopt.specialized.storage import description_of, with_rates
 
 SEARCH_SEEDS = range(12)
 GATE_SEEDS = range(2_000_000, 2_000_064)
@@ -113,8 +114,9 @@ def run(settings: Settings) -> Path | None:
     knots = None
     for stage in SHARES:
         evolution = evolved(family, base.rule, stage, knots, settings, journal)
-        knots = evolution.result().knots
-        levels.append(Level(f"{base.name}, {stage}", base.rule, evolution.result))
+        result = partial(evolution.result, settings.horizons)
+        knots = result().knots
+        levels.append(Level(f"{base.name}, {stage}", base.rule, result))
     horizons = settings.measured_horizons
     gate = journal.once("gate", lambda: measure(levels, family, GATE_SEEDS, horizons))
     best = chosen(levels, gate)
@@ -123,13 +125,13 @@ def run(settings: Settings) -> Path | None:
     path, lines = None, ["None of these rules is better than the default."]
     if best.name != DEFAULT:
         path = settings.folder / f"{family.name}.safetensors"
-        rule = specialized(family, best, settings, losses)
-        save_pretrained(rule, path)
+        rates = learned_rates(family, best, settings, losses)
+        save_pretrained(with_rates(best.rule, rates), path)
         names = [name for name, _ in family.member(0).model.named_parameters()]
-        draw_rates(settings.folder / "rates.png", rule, names)
+        draw_rates(settings.folder / "rates.png", rates, names)
         lines = [
             f"Best on {len(GATE_SEEDS)} other members: {best.name}. The base rule is "
-            f"{description_of(rule.base)}.",
+            f"{description_of(best.rule)}.",
             savings(losses, base, best, journal),
             f"NGOptimizer(params, rule='{path}', total_steps=T), with T from "
             f"{settings.horizons[0]} to {settings.horizons[1]}.",
@@ -192,19 +194,21 @@ def evolved(
     return evolution
 
 
-def specialized(
+def learned_rates(
     family: Family, level: Level, settings: Settings, losses: Losses
-) -> Specialized:
-    """The rule of a level; without rates all factors are 1."""
-    shapes = family.shapes
-    rates = Rates(torch.zeros(len(shapes), KNOTS))
+) -> Rates:
+    """The rates of a level; without them all factors are 1."""
+    rates = Rates(torch.zeros(len(family.shapes), 2, KNOTS), settings.horizons)
     if level.rates is not None:
         rates = level.rates(1)
     recipe = {"problem": settings.problem, "minutes": settings.minutes}
     mean, error = gain(losses, level.name, DEFAULT)
-    table = {"members": len(TEST_SEEDS), "gain": mean, "error": error}
-    stages = {"stages": [{**recipe, "level": level.name}]}
-    return Specialized(level.rule, rates, shapes, settings.horizons, stages, table)
+    return replace(
+        rates,
+        shapes=family.shapes,
+        recipe={"stages": [{**recipe, "level": level.name}]},
+        table={"members": len(TEST_SEEDS), "gain": mean, "error": error},
+    )
 
 
 def savings(losses: Losses, base: Level, best: Level, journal: Journal) -> str:

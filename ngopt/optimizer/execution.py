@@ -45,7 +45,6 @@ def bound_rule(
         shards: the processes that share the parameters; None: one process.
     """
     total_steps, precondition_frequency, factor_rows, device, dtype = settings
-    rule = rule.for_network(graph, total_steps)
     if not isinstance(rule, Soap):
         return rule.bind(graph, total_steps, device=device, dtype=dtype)
     is_on_host = all(p.is_cpu for p in params)

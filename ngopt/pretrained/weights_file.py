@@ -25,7 +25,8 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.pretrained.tensor_files import digest, read_tensors, write_tensors
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.soap import Soap
-from ngopt.specialized.rule import Specialized
+from ngopt.specialized import storage
+from ngopt.specialized.first_order import FirstOrder
 from ngopt.user_warnings import warn
 
 FORMAT = "ngopt-2"
@@ -43,7 +44,7 @@ def list_pretrained() -> list[str]:
     return sorted([DEFAULT, *(path.stem for path in FOLDER.glob("*.safetensors"))])
 
 
-Pretrained = Soap | LearnedOptimizer | Specialized
+Pretrained = Soap | LearnedOptimizer | FirstOrder
 """What a weights file may contain."""
 
 
@@ -73,7 +74,7 @@ def load_pretrained(name: str | os.PathLike = DEFAULT) -> Pretrained:
         rule = _read(metadata, tensors)
     except ValueError as error:
         raise ValueError(f"weights file '{path}': {error}") from None
-    is_fitted = isinstance(rule, Soap) and rule.multiplier is not None
+    is_fitted = isinstance(rule, Soap) and isinstance(rule.multiplier, LearnedStep)
     if is_fitted and metadata.get(FITTED_TO) != _fingerprint(SoapConfig()):
         warn(
             f"weights file '{path}': its factors were fitted to an older version of "
@@ -88,7 +89,7 @@ def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Pretrained:
     table = json.loads(metadata["table"])
     name = metadata["metanet"]
     if SPECIALIZED in metadata:
-        return Specialized.of(metadata[SPECIALIZED], tensors, recipe, table)
+        return storage.from_file(metadata[SPECIALIZED], tensors, recipe, table)
     if name == NONE:
         if metadata["base"] != SOAP:
             raise ValueError(f"expected rule '{SOAP}'; got {metadata['base']!r}")
@@ -155,9 +156,10 @@ def save_pretrained(rule: Pretrained, path: str | os.PathLike) -> None:
     Raises:
         ValueError: For a rule or a multiplier of your own, which no file can store.
     """
-    if not isinstance(rule, Pretrained):
+    is_specialized = storage.rates_of(rule) is not None
+    if not (is_specialized or isinstance(rule, Soap | LearnedOptimizer)):
         raise ValueError(
-            "save_pretrained: expected a Soap, a LearnedOptimizer or a Specialized; "
+            "save_pretrained: expected a Soap, a LearnedOptimizer or one with Rates; "
             f"got {type(rule).__name__}"
         )
     description = description_of(rule)
@@ -168,7 +170,7 @@ def save_pretrained(rule: Pretrained, path: str | os.PathLike) -> None:
         )
     metadata = {"format": FORMAT, **description}
     tensors = tensors_of(rule)
-    if isinstance(rule, Soap) and tensors:
+    if isinstance(rule, Soap) and tensors and not is_specialized:
         metadata["base_config"] = "{}"  # they apply to this version's constants
         metadata[FITTED_TO] = _fingerprint(rule.config)
     recipe, table = recipe_and_table(rule)
@@ -198,7 +200,10 @@ def weights_hash(rule: UpdateRule) -> str:
 def description_of(rule: UpdateRule) -> dict[str, str]:
     """Names and configs of rule, metanet and, if any, cooldown."""
     description = {"base": NONE, "base_config": "{}", "metanet": NONE, "config": "{}"}
-    if isinstance(rule, Soap):
+    rates = storage.rates_of(rule)
+    if rates is not None:
+        description[SPECIALIZED] = storage.to_json(rule, rates)
+    elif isinstance(rule, Soap):
         description["base"] = SOAP
         description["base_config"] = json.dumps(asdict(rule.config))
         multiplier = rule.multiplier
@@ -209,8 +214,6 @@ def description_of(rule: UpdateRule) -> dict[str, str]:
         description["config"] = json.dumps(asdict(rule.metanet.config))
         if rule.cooldown is not None:
             description["cooldown"] = json.dumps(asdict(rule.cooldown))
-    elif isinstance(rule, Specialized):
-        description[SPECIALIZED] = rule.to_json()
     else:
         description["base"] = type(rule).__name__
     return description
@@ -225,12 +228,13 @@ def header_of(rule: UpdateRule) -> dict[str, str]:
 def tensors_of(rule: UpdateRule) -> dict[str, Tensor]:
     """What is learned: float32 tensors on the CPU, by name."""
     values: Mapping[str, Tensor] = {}
-    if isinstance(rule, LearnedOptimizer):
+    rates = storage.rates_of(rule)
+    if rates is not None:
+        values = storage.tensors_of(rates)
+    elif isinstance(rule, LearnedOptimizer):
         values = rule.metanet.state_dict()
     elif isinstance(rule, Soap) and isinstance(rule.multiplier, LearnedStep):
         values = rule.multiplier.predictor._asdict()
-    elif isinstance(rule, Specialized):
-        values = rule.tensors()
     tensors = {}
     for key, value in values.items():
         tensors[key] = value.detach().to("cpu", torch.float32).contiguous()

@@ -2,5 +2,5 @@
 
 rates        step sizes by parameter and time, which multiply those of a rule
 first_order  Adam and Muon with a schedule
-rule         a rule with such rates, for networks of the shapes that it was learned on
+storage      rules with such rates in files, and their names
 """

@@ -38,7 +38,7 @@ class FirstOrder(UpdateRule):
     the first 5 % of the steps; without a horizon it is constant.
 
     Attributes:
-        schedule: One of `SCHEDULES`. rates: Multiply the learning rate; None: 1.
+        schedule: One of `SCHEDULES`. multiplier: Of the learning rate; None: 1.
 
     Raises:
         ValueError: For another schedule.
@@ -49,7 +49,7 @@ class FirstOrder(UpdateRule):
     beta1: float = 0.9
     beta2: float = 0.999
     schedule: str = "linear"
-    rates: Rates | None = None
+    multiplier: Rates | None = None
 
     reads_connections = False
 
@@ -72,7 +72,10 @@ class FirstOrder(UpdateRule):
         with_muon = [False] * len(graph.parameters)
         if self.uses_muon:
             with_muon = [role.role == "matrix" for role in roles_of(graph)]
-        return FirstOrderRule(self, with_muon, total_steps)
+        positions, rates = range(len(graph.parameters)), None
+        if self.multiplier is not None:
+            rates = self.multiplier.bound(graph, positions, total_steps)
+        return FirstOrderRule(self, with_muon, total_steps, rates)
 
 
 @dataclass(eq=False)
@@ -89,12 +92,10 @@ class FirstOrderRule(BoundRule):
     rule: FirstOrder
     with_muon: Sequence[bool]
     total_steps: int | None = None
+    rates: BoundRates | None = None
 
     def __post_init__(self) -> None:
-        self._rates: BoundRates | None = None
-        if self.rule.rates is not None and self.total_steps is not None:
-            self._rates = BoundRates(self.rule.rates, range(len(self.with_muon)))
-        self._measures = self._rates is not None and self._rates.reads_gradients
+        self._measures = self.rates is not None and self.rates.reads_gradients
 
     def init(self, params: Sequence[Tensor]) -> list[Record]:
         records = []
@@ -127,9 +128,9 @@ class FirstOrderRule(BoundRule):
         now: Any = steps_so_far([x[STEP] for x in records.values()], self.total_steps)
         if self.total_steps is not None and not hyper.scheduled:
             height = height_at(self.rule.schedule, now, self.total_steps)
-            if self._rates is not None:
+            if self.rates is not None:
                 measured = self._measured(present, records, params)
-                factors = self._rates(measured, now / self.total_steps, {})
+                factors = self.rates(measured, now / self.total_steps, {})
         changes = []
         for i, grad in present.items():
             direction = self._direction(i, records[i], grad.to(records[i][MOMENTUM]))

@@ -1,18 +1,23 @@
-"""Step sizes by parameter and time: a multiplier of the step sizes of a rule."""
+"""Step sizes by parameter and time for one family of training runs: a multiplier."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ngopt.devices import Array
+from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.soap.config import Measured, Network
+from ngopt.user_warnings import warn
 
 FEATURES = 4
 """See `features_of`."""
+
+Shapes = tuple[tuple[int, ...], ...]
+"""Of all parameters of a network, in their order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,32 +26,46 @@ class Rates:
 
     At a share t of the steps a factor is the exponential of the line through `knots`
     at t, plus the output of an MLP that reads how the RMS of gradient and weights have
-    changed since the first step. All zero: every factor is 1.
+    changed since the first step. All zero: every factor is 1. For other shapes or
+    horizons, and without a horizon, all factors are 1, and a UserWarning says why.
 
     Attributes:
-        knots: (n, k), at equal distances from the first step to the horizon; or those
-            of the shortest and of the longest horizon, (n, 2, k).
-        hidden, output: weights of the MLP, (FEATURES, h) and (h, 1), or one for each
+        knots: (n, 2, k), of the shortest and of the longest horizon, at equal distances
+            from the first step to the horizon. Others are between, in log(horizon).
+        horizons: The shortest and the longest.
+        shapes: Of the network; None: any.
+        hidden, output: Weights of the MLP, (FEATURES, h) and (h, 1), or one for each
             parameter, (n, FEATURES, h) and (n, h, 1); None without it.
+        recipe: JSON, how they were made. table: JSON, what was measured with them.
     """
 
     knots: Tensor
+    horizons: tuple[int, int]
+    shapes: Shapes | None = None
     hidden: Tensor | None = None
     output: Tensor | None = None
+    recipe: Mapping[str, Any] = field(default_factory=lambda: {"stages": []})
+    table: Mapping[str, Any] = field(default_factory=dict)
     state: ClassVar[Mapping[str, float]] = {}
 
     def bind(self, network: Network) -> "BoundRates | None":
         """See `ngopt.soap.config.Multiplier`."""
-        if network.total_steps is None:
-            return None
-        return BoundRates(self, network.positions)
+        return self.bound(network.graph, network.positions, network.total_steps)
 
-    def at(self, place: float) -> "Rates":
-        """Of one horizon; place: see `place_between`."""
-        if self.knots.ndim == 2:
-            return self
-        shortest, longest = self.knots.unbind(1)
-        return replace(self, knots=(1 - place) * shortest + place * longest)
+    def bound(
+        self, graph: NeuralGraph, positions: Sequence[int], total_steps: int | None
+    ) -> "BoundRates | None":
+        """The factors of some parameters of a graph; None if all are 1."""
+        shortest, longest = self.horizons
+        shapes = tuple(tuple(spec.shape) for spec in graph.parameters)
+        if total_steps is None or not shortest <= total_steps <= longest:
+            reason = f"total_steps from {shortest} to {longest}; got {total_steps}"
+        elif self.shapes is not None and shapes != self.shapes:
+            reason = f"parameters of shapes {self.shapes}; got {shapes}"
+        else:
+            return BoundRates(self.of(positions), total_steps)
+        warn(f"specialized rule: expected {reason}. Learned rates are not used.")
+        return None
 
     def of(self, positions: Sequence[int]) -> "Rates":
         """Of some parameters."""
@@ -54,15 +73,22 @@ class Rates:
         hidden, output = self.hidden, self.output
         if hidden is not None and output is not None and hidden.ndim == 3:
             hidden, output = hidden[rows], output[rows]
-        return Rates(self.knots[rows], hidden, output)
+        return replace(self, knots=self.knots[rows], hidden=hidden, output=output)
+
+    def at(self, total_steps: int) -> Tensor:
+        """The knots of one horizon, (n, k)."""
+        shortest, longest = map(math.log, self.horizons)
+        place = 0.0
+        if longest > shortest:
+            place = (math.log(total_steps) - shortest) / (longest - shortest)
+        return (1 - place) * self.knots[:, 0] + place * self.knots[:, 1]
 
 
 class BoundRates:
-    """The factors of some parameters; positions: of these among the n."""
+    """The factors of some parameters in runs of one length."""
 
-    def __init__(self, rates: Rates, positions: Sequence[int]):
-        rates = rates.of(positions)
-        self._knots = rates.knots
+    def __init__(self, rates: Rates, total_steps: int):
+        self._knots = rates.at(total_steps)
         self._mlp = None
         if rates.hidden is not None and rates.output is not None:
             self._mlp = rates.hidden, rates.output
@@ -91,14 +117,6 @@ class BoundRates:
             x = features_of(measured, share).unsqueeze(-2)
             logarithms = logarithms + (torch.tanh(x @ hidden) @ output).flatten()
         return logarithms.exp()
-
-
-def place_between(horizons: tuple[int, int], steps: int) -> float:
-    """From 0 for the shortest to 1 for the longest horizon, in logarithms."""
-    shortest, longest = horizons
-    if shortest == longest:
-        return 0.0
-    return math.log(steps / shortest) / math.log(longest / shortest)
 
 
 def features_of(measured: Measured, share: Tensor) -> Tensor:

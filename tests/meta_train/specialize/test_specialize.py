@@ -17,6 +17,7 @@ from ngopt import NGOptimizer, load_pretrained
 from ngopt.soap.soap import Soap
 from ngopt.specialized.first_order import FirstOrder
 
+HORIZONS = 8, 20
 RULES = {
     "default": Soap(),
     "Adam": FirstOrder(lr=0.01),
@@ -63,7 +64,7 @@ def test_stacked_runs_equal_single_ones(name, has_feedback):
     draw = torch.Generator().manual_seed(0)
     rows = 0.3 * torch.randn(4, len(evolution.mean), generator=draw)
     seeds = [0, 1, 0, 2]
-    rates = evolution.rates(rows).at(0.3)
+    rates = evolution.rates(rows, HORIZONS)
     stacked = log_losses(family, seeds, RULES[name], 10, rates)
     assert family.stacks
     assert len(set(stacked.tolist())) == 4
@@ -112,7 +113,7 @@ def test_a_module_without_members_is_an_error(module):
 def test_an_evolution_starts_from_given_knots():
     knots = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(0))
     for has_feedback in (False, True):
-        rates = Evolution.start(6, has_feedback, knots).result(copies=2)
+        rates = Evolution.start(6, has_feedback, knots).result(HORIZONS, copies=2)
         torch.testing.assert_close(rates.knots, knots.repeat(2, 1, 1))
 
 
@@ -120,11 +121,11 @@ def test_evolution_makes_steps_that_are_too_short_longer():
     family, rule = Family("f", member), FirstOrder(lr=1e-4)
     evolution = Evolution.start(6, has_feedback=False)
     for i in range(12):
-        evolution.step(family, rule, (10, 20), progress=i / 12)
-    assert evolution.result().knots.mean() > 0.1
+        evolution.step(family, rule, HORIZONS, progress=i / 12)
+    assert evolution.result(HORIZONS).knots.mean() > 0.1
     seeds = range(5_000_000, 5_000_016)
     before = log_losses(family, seeds, rule, 15)
-    after = log_losses(family, seeds, rule, 15, evolution.result(16).at(0.5))
+    after = log_losses(family, seeds, rule, 15, evolution.result(HORIZONS, 16))
     assert (before - after).mean() > 0
 
 
@@ -178,7 +179,8 @@ def test_a_run_writes_a_rule_and_resumes(module, tmp_path, monkeypatch, capsys):
     assert "default" in printed and "gain" in printed
     if path is not None:
         rule = load_pretrained(path)
-        assert rule.horizons == (8, 12)
+        assert isinstance(rule, Soap | FirstOrder)
+        assert rule.multiplier.horizons == (8, 12)
         assert (tmp_path / "rates.png").is_file()
     monkeypatch.setattr(program, "log_losses", None)
     monkeypatch.setattr(program, "measure", None)

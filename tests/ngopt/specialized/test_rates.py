@@ -1,4 +1,4 @@
-"""A rule with rates for the networks and horizons that they were learned on."""
+"""Rates of a rule, for the networks and horizons that they were learned on."""
 
 import copy
 import warnings
@@ -10,10 +10,11 @@ from torch import nn
 
 from ngopt import NGOptimizer, load_pretrained, save_pretrained
 from ngopt.functional import UpdateRule
+from ngopt.pretrained.weights_file import recipe_and_table
 from ngopt.soap.soap import Soap
 from ngopt.specialized.first_order import FirstOrder
-from ngopt.specialized.rates import FEATURES, Rates, place_between
-from ngopt.specialized.rule import Specialized
+from ngopt.specialized.rates import FEATURES, BoundRates, Rates
+from ngopt.specialized.storage import HandRule, with_rates
 
 BASES = {
     "default": Soap(),
@@ -21,6 +22,7 @@ BASES = {
     "Muon": FirstOrder(uses_muon=True, lr=0.02),
 }
 STEPS, KNOTS, WIDTH = 20, 3, 4
+HORIZONS = 10, 40
 
 
 def network(width: int = 8) -> nn.Sequential:
@@ -36,14 +38,16 @@ SHAPES = tuple(tuple(p.shape) for p in network().parameters())
 
 def random_rates(generator: int = 0) -> Rates:
     draw = torch.Generator().manual_seed(generator)
-    knots = 0.3 * torch.randn(len(SHAPES), KNOTS, generator=draw)
+    knots = 0.3 * torch.randn(len(SHAPES), 2, KNOTS, generator=draw)
     hidden = torch.randn(FEATURES, WIDTH, generator=draw)
-    return Rates(knots, hidden, 0.1 * torch.randn(WIDTH, 1, generator=draw))
+    output = 0.1 * torch.randn(WIDTH, 1, generator=draw)
+    return Rates(knots, HORIZONS, SHAPES, hidden, output)
 
 
 def zero_rates() -> Rates:
     rates = random_rates()
-    return Rates(torch.zeros_like(rates.knots), rates.hidden, torch.zeros(WIDTH, 1))
+    knots, output = torch.zeros_like(rates.knots), torch.zeros(WIDTH, 1)
+    return Rates(knots, HORIZONS, SHAPES, rates.hidden, output)
 
 
 def train(optimizer: NGOptimizer, model: nn.Module, steps: int) -> None:
@@ -63,8 +67,8 @@ def trained(
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
-def specialized(base: str, rates: Rates) -> Specialized:
-    return Specialized(BASES[base], rates, SHAPES, (10, 40))
+def specialized(base: str, rates: Rates) -> HandRule:
+    return with_rates(BASES[base], rates)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -93,13 +97,13 @@ def test_other_runs_have_the_base_rule_and_a_warning(base, options, expected):
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_file_gives_the_same_training(base, tmp_path):
-    rule = specialized(base, random_rates())
-    rule = replace(rule, recipe={"stages": [{"problem": "p"}]}, table={"gain": 1.0})
+    recipe, table = {"stages": [{"problem": "p"}]}, {"gain": 1.0}
+    rule = specialized(base, replace(random_rates(), recipe=recipe, table=table))
     path = tmp_path / "family.safetensors"
     save_pretrained(rule, path)
     loaded = load_pretrained(path)
-    assert isinstance(loaded, Specialized)
-    assert (loaded.recipe, loaded.table) == (rule.recipe, rule.table)
+    assert type(loaded) is type(rule)
+    assert recipe_and_table(loaded) == (recipe, table)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(trained(loaded), trained(rule))
@@ -122,8 +126,8 @@ def test_a_state_dict_continues_to_the_bit(base):
 
 @pytest.mark.parametrize("base", BASES)
 def test_constant_knots_multiply_the_step(base):
-    factor = torch.full((len(SHAPES), KNOTS), 2.0).log()
-    rule = specialized(base, Rates(factor))
+    factor = torch.full((len(SHAPES), 2, KNOTS), 2.0).log()
+    rule = specialized(base, Rates(factor, HORIZONS))
     changes = []
     for x in (rule, BASES[base]):
         model = network()
@@ -135,22 +139,19 @@ def test_constant_knots_multiply_the_step(base):
 
 
 def test_knots_are_joined_by_lines():
-    rates = Rates(torch.tensor([[0.0, 1.0, -1.0]])).bind(
-        type("Network", (), {"total_steps": 10, "positions": [0]})()  # type: ignore
-    )
-    assert rates is not None
+    knots = torch.tensor([[[0.0, 1.0, -1.0]] * 2])
+    rates = BoundRates(Rates(knots, HORIZONS), 20)
     logarithms = [float(rates(None, t, {}).log()) for t in (0, 0.25, 0.5, 0.75, 1, 2)]
     assert logarithms == pytest.approx([0, 0.5, 1, 0, -1, -1], abs=1e-6)
 
 
 def test_knots_are_those_of_the_horizon():
     knots = torch.tensor([[[0.0, 2.0], [1.0, 0.0]]])
-    rates = Rates(knots)
-    assert torch.equal(rates.at(place_between((10, 40), 10)).knots, knots[:, 0])
-    assert torch.equal(rates.at(place_between((10, 40), 40)).knots, knots[:, 1])
-    middle = rates.at(place_between((10, 40), 20)).knots
-    torch.testing.assert_close(middle, torch.tensor([[0.5, 1.0]]))
-    assert place_between((10, 10), 10) == 0
+    rates = Rates(knots, (10, 40))
+    assert torch.equal(rates.at(10), knots[:, 0])
+    assert torch.equal(rates.at(40), knots[:, 1])
+    torch.testing.assert_close(rates.at(20), torch.tensor([[0.5, 1.0]]))
+    assert torch.equal(Rates(knots, (10, 10)).at(10), knots[:, 0])
 
 
 def test_absent_gradients_change_nothing():
