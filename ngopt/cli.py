@@ -105,13 +105,15 @@ def describe(weights: str) -> dict[str, Any]:
         part = rule.metanet
         tensors = dict(part.named_parameters())
     recipe, table = recipe_and_table(rule)
+    constants = dict(vars(getattr(part, "config", part)))
+    constants.pop("multiplier", None)  # its tensors are counted
     return {
         "name": weights,
         "kind": "base rule" if part is rule else "metanet",
         "class": type(part).__name__,
         "parameters": sum(x.numel() for x in tensors.values()),
         "sha256": weights_hash(rule),
-        "config": vars(part.config),
+        "config": constants,
         "recipe": recipe,
         "table": table,
     }

@@ -1,6 +1,7 @@
 """Rates of a rule, for the networks and horizons that they were learned on."""
 
 import copy
+import json
 import warnings
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer, load_pretrained, save_pretrained
+from ngopt.cli import describe
 from ngopt.functional import UpdateRule
 from ngopt.pretrained.weights_file import recipe_and_table
 from ngopt.soap.soap import Soap
@@ -104,6 +106,7 @@ def test_a_file_gives_the_same_training(base, tmp_path):
     loaded = load_pretrained(path)
     assert type(loaded) is type(rule)
     assert recipe_and_table(loaded) == (recipe, table)
+    assert json.loads(json.dumps(describe(str(path))))["table"] == table
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(trained(loaded), trained(rule))
