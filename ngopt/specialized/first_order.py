@@ -152,9 +152,7 @@ class FirstOrderRule(BoundRule):
             scale = 0.2 * max(matrix.shape) ** 0.5
             return scale * orthogonalized(matrix).view_as(gradient)
         age = float(record[STEP])
-        square = (
-            record[SQUARE].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        )
+        square = record[SQUARE].lerp_(gradient.square(), 1 - beta2)
         mean = momentum / (1 - beta1**age)
         return mean / ((square / (1 - beta2**age)).sqrt() + EPSILON)
 
