@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     option = specialize.add_argument
     text = f"steps of the runs, shortest:longest {DEFAULT}"
     option("--horizons", default="50:200", help=text)
-    text = f"of evolution, after a search {DEFAULT}"
+    text = f"of search and evolution {DEFAULT}"
     option("--minutes", type=float, default=20.0, help=text)
     folder = Path("runs/specialize")
     option("--folder", type=Path, default=folder, help=f"of the results {DEFAULT}")
@@ -170,8 +170,8 @@ def _specialize(options: argparse.Namespace) -> None:
         program = import_module("meta_train.specialize.run")
     except ImportError as error:
         raise ValueError(
-            f"specialize: needs {error.name}. It runs in a checkout of ngopt: "
-            "pip install -e '.[train]'"
+            f"specialize: needs {error.name}. Run it in the folder of a checkout of "
+            "ngopt, after pip install -e '.[train]'"
         ) from error
     first, _, last = options.horizons.partition(":")
     if not (first.isdecimal() and last.isdecimal()):

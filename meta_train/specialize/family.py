@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice, repeat
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from ngopt.specialized.rates import Rates
 from ngopt.specialized.storage import HandRule, with_rates
 
 WORST = 5.0  # largest log loss of a run, above that of its first step
+LOWEST = 1e-30  # lower losses are equal to it
 
 
 class Member(NamedTuple):
@@ -46,11 +47,29 @@ class Family:
 
     def __post_init__(self) -> None:
         self.member = lru_cache(256)(self._member)
-        self.shapes = tuple(tuple(p.shape) for p in self.member(0).model.parameters())
+        self.shapes = shapes_of(self.member(0).model)
 
     def _member(self, seed: int) -> Member:
+        """Raises ValueError for other results, and for other shapes than of seed 0."""
         with seeded(seed):
-            return Member(*self.make(seed))
+            parts = self.make(seed)
+        if not (isinstance(parts, tuple) and len(parts) == len(Member._fields)):
+            raise ValueError(
+                f"specialize: '{self.name}': expected member({seed}) to return (model, "
+                f"batches, loss); got {type(parts).__name__}"
+            )
+        member = Member(*parts)
+        shapes = shapes_of(member.model)
+        if seed != 0 and shapes != self.shapes:
+            raise ValueError(
+                f"specialize: '{self.name}': expected parameters of equal shapes for "
+                f"all seeds; got {self.shapes} for seed 0, {shapes} for seed {seed}"
+            )
+        return member
+
+
+def shapes_of(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(p.shape) for p in model.parameters())
 
 
 def load_family(path: str) -> Family:
@@ -66,13 +85,7 @@ def load_family(path: str) -> Family:
             "model, batches and loss of a training run, another one for every seed; "
             "got none. Examples are in examples/families."
         )
-    try:
-        return Family(path.replace(":", ".").rpartition(".")[2], make)
-    except TypeError as error:
-        raise ValueError(
-            f"specialize: '{path}': expected member(0) to return (model, batches, "
-            f"loss); got an error: {error}"
-        ) from error
+    return Family(path.replace(":", ".").rpartition(".")[2], make)
 
 
 def log_losses(
@@ -87,15 +100,17 @@ def log_losses(
     seeds: of the member of each copy; several may have the same. rates: of all
     parameters of the first copy, then of the second, ...
 
-    Raises ValueError for a loss that is not positive.
+    Raises ValueError for a negative loss, and for a first loss that is zero or not
+    finite.
     """
     losses = _losses(family, seeds, rule, steps, rates)
-    if (losses <= 0).any():
+    if (losses < 0).any() or not ((losses[0] > 0) & losses[0].isfinite()).all():
         raise ValueError(
             f"specialize: '{family.name}': expected positive losses, as their "
-            f"logarithms are compared; got {losses.min():.3g}. Add a constant."
+            f"logarithms are compared; got {losses[0].min():.3g} in the first step, at "
+            f"least {losses.min():.3g}. Add a constant if they are negative."
         )
-    last = losses[-max(1, steps // 10) :].mean(0).log()
+    last = losses[-max(1, steps // 10) :].mean(0).clamp(min=LOWEST).log()
     worst = losses[0].log() + WORST
     return torch.where(last.isfinite(), last, worst).minimum(worst)
 
@@ -154,4 +169,13 @@ def _alone(member: Member, rule: HandRule, steps: int) -> Tensor:
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:
-    return chain.from_iterable(repeat(batches))
+    while True:
+        batch = None
+        for batch in batches:
+            yield batch
+        if batch is None:
+            raise ValueError(
+                "specialize: expected batches that can be started again; got an "
+                "iterator that has ended, or none. Return a list, or an object with "
+                "__iter__."
+            )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from meta_train.specialize.family import Family, HandRule, log_losses
 from ngopt.specialized.rates import Rates
@@ -37,11 +38,11 @@ def measure(
 ) -> dict[str, dict[int, Tensor]]:
     """horizons: from the shortest to the longest."""
     losses: dict[str, dict[int, Tensor]] = {level.name: {} for level in levels}
-    for level in levels:
-        for steps in horizons:
-            rates = level.rates and level.rates(len(seeds))
-            of_steps = log_losses(family, seeds, level.rule, steps, rates)
-            losses[level.name][steps] = of_steps
+    pairs = [(level, steps) for level in levels for steps in horizons]
+    for level, steps in tqdm(pairs, desc="comparison", unit="horizon"):
+        rates = level.rates and level.rates(len(seeds))
+        of_steps = log_losses(family, seeds, level.rule, steps, rates)
+        losses[level.name][steps] = of_steps
     return losses
 
 
@@ -78,7 +79,8 @@ def rows_of(losses: Losses, reference: str) -> list[dict[str, str]]:
         row = {"rule": name}
         row |= {f"{steps} steps": f"{x.mean():.2f}" for steps, x in by_steps.items()}
         mean, error = gain(losses, name, reference)
-        row["gain"] = "" if name == reference else f"{mean:+.2f} ± {error:.2f}"
+        cell = f"{mean:+.2f} ± {error:.2f}"
+        row[f"nats below {reference}"] = "" if name == reference else cell
         rows.append(row)
     return rows
 

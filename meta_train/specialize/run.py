@@ -43,6 +43,7 @@ SEARCH_SEEDS = range(12)
 GATE_SEEDS = range(2_000_000, 2_000_064)
 TEST_SEEDS = range(3_000_000, 3_000_064)
 SHARES = {"rates": 0.6, "feedback": 0.4}  # of the evolution
+FEW_GENERATIONS = 50  # rates need more
 SAVE_SECONDS = 20.0  # between two states of the evolution on disk
 DEFAULT = "default"
 
@@ -128,14 +129,21 @@ def run(settings: Settings) -> Path | None:
         rates = learned_rates(family, best, settings, losses)
         save_pretrained(with_rates(best.rule, rates), path)
         names = [name for name, _ in family.member(0).model.named_parameters()]
-        draw_rates(settings.folder / "rates.png", rates, names)
+        if best.rates is not None:
+            draw_rates(settings.folder / "rates.png", rates, names)
         lines = [
             f"Best on {len(GATE_SEEDS)} other members: {best.name}. The base rule is "
             f"{description_of(best.rule)}.",
-            savings(losses, base, best, journal),
+            *savings(losses, base, best, journal),
             f"NGOptimizer(params, rule='{path}', total_steps=T), with T from "
             f"{settings.horizons[0]} to {settings.horizons[1]}.",
         ]
+    generations = journal["rates"][0].generation
+    if generations < FEW_GENERATIONS:
+        lines.append(
+            f"The evolution of rates made {generations} generations only; more "
+            "--minutes may gain more."
+        )
     text = "\n".join(lines)
     print(f"{text_table(rows)}\n\n{text}")
     report = f"{markdown_table(rows)}\n\n{text}\n"
@@ -211,20 +219,20 @@ def learned_rates(
     )
 
 
-def savings(losses: Losses, base: Level, best: Level, journal: Journal) -> str:
+def savings(losses: Losses, base: Level, best: Level, journal: Journal) -> list[str]:
     """How many steps a rule saves, and after how many runs that pays for the search and
     the evolution."""
     shortest, longest = journal["horizons"]
     target = float(losses[base.name][longest].mean())
     steps = steps_to(losses[best.name], target)
     if best.rates is None or steps >= longest:
-        return "It needs as many steps as the tuned rules."
+        return []
     generations = sum(journal[stage][0].generation for stage in SHARES)
     mean_steps = (longest - shortest) / math.log(longest / shortest)
     searched = rules_of_search() * len(SEARCH_SEEDS) * (shortest + longest)
     runs = (2 * PAIRS * generations * mean_steps + searched) / (longest - steps)
     at_most = "at most " if steps <= shortest else ""
-    return (
+    return [
         f"After {at_most}{steps:.0f} steps it has the loss of {base.name} after "
         f"{longest}; {runs:,.0f} runs pay for search and evolution."
-    )
+    ]
