@@ -23,6 +23,7 @@ from ngopt.pretrained import (
 )
 from ngopt.pretrained.weights_file import recipe_and_table, tensors_of
 from ngopt.race.optimizers import OPTIMIZERS
+from ngopt.specialized.storage import rates_of
 
 DEFAULT = "(default: %(default)s)"
 FAILED = 2  # exit status after an error
@@ -107,6 +108,9 @@ def describe(weights: str) -> dict[str, Any]:
     recipe, table = recipe_and_table(rule)
     constants = dict(vars(getattr(part, "config", part)))
     constants.pop("multiplier", None)  # its tensors are counted
+    rates = rates_of(rule)
+    if rates is not None:
+        constants |= {"horizons": rates.horizons, "shapes": rates.shapes}
     return {
         "name": weights,
         "kind": "base rule" if part is rule else "metanet",

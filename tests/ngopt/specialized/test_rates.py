@@ -106,7 +106,9 @@ def test_a_file_gives_the_same_training(base, tmp_path):
     loaded = load_pretrained(path)
     assert type(loaded) is type(rule)
     assert recipe_and_table(loaded) == (recipe, table)
-    assert json.loads(json.dumps(describe(str(path))))["table"] == table
+    description = describe(str(path))
+    assert description["config"]["horizons"] == HORIZONS
+    assert json.loads(json.dumps(description))["table"] == table
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(trained(loaded), trained(rule))
