@@ -16,7 +16,8 @@ from ngopt import build_graph
 from ngopt.functional import BoundRule, Hyper, Record, apply
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.soap.soap import Soap, SoapRule
-from ngopt.specialized.first_order import FirstOrder, FirstOrderRule
+from ngopt.specialized.first_order import FirstOrderRule
+from ngopt.specialized.storage import HandRule
 
 LossOf = Callable[[nn.Module, Any], Tensor]
 """The loss of a network on a batch."""
@@ -43,7 +44,7 @@ class SoapOfCopies(SoapRule):
 
 
 def bound_to_copies(
-    rule: Soap | FirstOrder, graph: NeuralGraph, total_steps: int, copies: int
+    rule: HandRule, graph: NeuralGraph, total_steps: int, copies: int
 ) -> BoundRule:
     """A rule on all parameters of the first copy, then of the second, ..."""
     if isinstance(rule, Soap):
@@ -66,7 +67,7 @@ class Copies:
         self,
         models: Sequence[nn.Module],
         loss: LossOf,
-        rule: Soap | FirstOrder,
+        rule: HandRule,
         total_steps: int,
         factors: Sequence[float] | None = None,
     ):

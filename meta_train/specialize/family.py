@@ -15,7 +15,7 @@ from harness.random import seeded
 from meta_train.copies import Copies, LossOf
 from ngopt import NGOptimizer
 from ngopt.importing import load_object
-from ngopt.specialized.rates import Rates
+from ngopt.specialized.rates import Rates, Shapes
 from ngopt.specialized.storage import HandRule, with_rates
 
 WORST = 5.0  # largest log loss of a run, above that of its first step
@@ -68,7 +68,7 @@ class Family:
         return member
 
 
-def shapes_of(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+def shapes_of(model: nn.Module) -> Shapes:
     return tuple(tuple(p.shape) for p in model.parameters())
 
 

@@ -1,6 +1,6 @@
 """Finds the best rule for a family of training runs, and measures what it gains.
 
-Searches for the best default, Adam and Muon; learns rates by parameter and time on top
+Tunes the default, SOAP, Adam and Muon; learns rates by parameter and time on top
 of the winner, then feedback; keeps the simplest that is best on unseen members; and
 reports on others. The same command resumes.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from harness.checkpoint import Checkpoint
 from harness.files import make_folder, write_json
 from harness.tables import markdown_table, text_table
 from meta_train.specialize.evolution import KNOTS, PAIRS, Evolution
@@ -34,7 +35,6 @@ from meta_train.specialize.report import (
     steps_to,
 )
 from ngopt.pretrained import save_pretrained
-from ngopt.pretrained.tensor_files import atomic_write
 from ngopt.soap.soap import Soap
 from ngopt.specialized.rates import Rates
 from ngopt.specialized.storage import description_of, with_rates
@@ -77,28 +77,24 @@ class Settings:
 
 
 class Journal(dict[str, Any]):
-    """What is done, in one file, which is written atomically.
+    """What is done, in the checkpoint of the folder.
 
-    Raises ValueError if the file is of other settings.
+    Raises ValueError if the checkpoint is damaged or of other settings.
     """
 
     def __init__(self, settings: Settings):
-        super().__init__(problem=settings.problem, horizons=settings.horizons)
-        self._path = settings.folder / "journal.pt"
-        if self._path.is_file():
-            before = torch.load(self._path, weights_only=False)
-            if any(before[key] != value for key, value in self.items()):
-                raise ValueError(
-                    f"specialize: '{self._path}' is of {before['problem']} and "
-                    f"horizons {before['horizons']}. Choose another --folder, or "
-                    "delete it."
-                )
-            self.update(before)
+        key = {"problem": settings.problem, "horizons": settings.horizons}
+        self._checkpoint = Checkpoint(settings.folder, key, trusted=True)
+        try:
+            super().__init__(self._checkpoint.read() or {})
+        except ValueError as error:
+            raise ValueError(
+                f"specialize: {error}. Choose another --folder, or delete it."
+            ) from None
 
     def put(self, key: str, value: Any) -> Any:
         self[key] = value
-        with atomic_write(self._path) as part:
-            torch.save(dict(self), part)
+        self._checkpoint.write(self)
         return value
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
@@ -134,7 +130,7 @@ def run(settings: Settings) -> Path | None:
         lines = [
             f"Best on {len(GATE_SEEDS)} other members: {best.name}. The base rule is "
             f"{description_of(best.rule)}.",
-            *savings(losses, base, best, journal),
+            *savings(losses, base, best, settings, journal),
             f"NGOptimizer(params, rule='{path}', total_steps=T), with T from "
             f"{settings.horizons[0]} to {settings.horizons[1]}.",
         ]
@@ -219,16 +215,20 @@ def learned_rates(
     )
 
 
-def savings(losses: Losses, base: Level, best: Level, journal: Journal) -> list[str]:
+def savings(
+    losses: Losses, base: Level, best: Level, settings: Settings, journal: Journal
+) -> list[str]:
     """How many steps a rule saves, and after how many runs that pays for the search and
     the evolution."""
-    shortest, longest = journal["horizons"]
+    shortest, longest = settings.horizons
     target = float(losses[base.name][longest].mean())
     steps = steps_to(losses[best.name], target)
     if best.rates is None or steps >= longest:
         return []
     generations = sum(journal[stage][0].generation for stage in SHARES)
-    mean_steps = (longest - shortest) / math.log(longest / shortest)
+    mean_steps = float(longest)  # of horizons that are uniform in their logarithms
+    if shortest < longest:
+        mean_steps = (longest - shortest) / math.log(longest / shortest)
     searched = rules_of_search() * len(SEARCH_SEEDS) * (shortest + longest)
     runs = (2 * PAIRS * generations * mean_steps + searched) / (longest - steps)
     at_most = "at most " if steps <= shortest else ""
