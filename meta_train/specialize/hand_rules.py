@@ -1,8 +1,9 @@
 """The best hand-made rule for a family: default, SOAP, Adam or Muon, each tuned."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from meta_train.specialize.family import HandRule
 from ngopt.soap.config import SoapConfig
@@ -33,13 +34,27 @@ Loss = Callable[[HandRule], float]
 """Of a rule on the members of the search; lower is better."""
 
 
+class Tuned(NamedTuple):
+    """seconds: that the search took."""
+
+    rule: HandRule
+    loss: float
+    seconds: float
+
+
 def scaled_default(scale: float) -> Soap:
     return Soap(SoapConfig(step_size=scale * SoapConfig().step_size))
 
 
-def best_rule(kind: str, loss: Loss) -> tuple[HandRule, float]:
-    """The best rule of a kind and its loss, by coordinates: rate, betas, schedule, and
-    the rate again."""
+def tuned(kind: str, loss: Loss) -> Tuned:
+    """The best rule of a kind."""
+    start = time.monotonic()
+    rule, lowest = _tuned(kind, loss)
+    return Tuned(rule, lowest, time.monotonic() - start)
+
+
+def _tuned(kind: str, loss: Loss) -> tuple[HandRule, float]:
+    """By coordinates: rate, betas, schedule, and the rate again."""
     if kind == "default":
         return _best(map(scaled_default, SCALES), loss)
     if kind == "SOAP":

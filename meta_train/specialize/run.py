@@ -23,7 +23,7 @@ from harness.files import make_folder, write_json
 from harness.tables import markdown_table, text_table
 from meta_train.specialize.evolution import KNOTS, PAIRS, Evolution
 from meta_train.specialize.family import Family, HandRule, load_family, log_losses
-from meta_train.specialize.hand_rules import KINDS, best_rule, rules_of_search
+from meta_train.specialize.hand_rules import KINDS, rules_of_search, tuned
 from meta_train.specialize.report import (
     Level,
     Losses,
@@ -156,14 +156,12 @@ def searched(family: Family, settings: Settings, journal: Journal) -> list[Level
         bar.update()
         return float(torch.stack(values).mean())
 
-    start = time.monotonic()
     with tqdm(total=rules_of_search(), unit="rule", desc="search") as bar:
         for kind in KINDS:
-            journal.once(kind, lambda kind=kind: best_rule(kind, loss))
-    journal.once("search", lambda: time.monotonic() - start)
-    order = sorted(KINDS, key=lambda kind: -journal[kind][1])
-    tuned = [Level(f"{kind}, tuned", journal[kind][0]) for kind in order]
-    return [Level(DEFAULT, Soap()), *tuned]
+            journal.once(kind, lambda kind=kind: tuned(kind, loss))
+    order = sorted(KINDS, key=lambda kind: -journal[kind].loss)
+    levels = [Level(f"{kind}, tuned", journal[kind].rule) for kind in order]
+    return [Level(DEFAULT, Soap()), *levels]
 
 
 def evolved(
@@ -176,7 +174,8 @@ def evolved(
 ) -> Evolution:
     """The evolution after its share of the minutes, from where it was left."""
     all_seconds = 60 * settings.minutes
-    seconds = SHARES[stage] * max(all_seconds - journal["search"], 0.1 * all_seconds)
+    searched = sum(journal[kind].seconds for kind in KINDS)
+    seconds = SHARES[stage] * max(all_seconds - searched, 0.1 * all_seconds)
     start = Evolution.start(len(family.shapes), stage == "feedback", knots)
     evolution, spent = journal.get(stage, (start, 0.0))
     writer = SummaryWriter(str(settings.folder))

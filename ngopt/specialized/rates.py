@@ -64,7 +64,7 @@ class Rates:
             reason = f"parameters of shapes {self.shapes}; got {shapes}"
         else:
             return BoundRates(self.of(positions), total_steps)
-        warn(f"specialized rule: expected {reason}. Learned rates are not used.")
+        warn(f"specialized rule: expected {reason}. The base rule runs alone.")
         return None
 
     def of(self, positions: Sequence[int]) -> "Rates":

@@ -10,7 +10,7 @@ from torch import nn
 from meta_train.specialize import run as program
 from meta_train.specialize.evolution import Evolution
 from meta_train.specialize.family import Family, load_family, log_losses
-from meta_train.specialize.hand_rules import KINDS, best_rule, rules_of_search
+from meta_train.specialize.hand_rules import KINDS, rules_of_search, tuned
 from meta_train.specialize.report import Level, chosen, gain, steps_to
 from meta_train.specialize.run import Settings, run
 from ngopt import NGOptimizer, load_pretrained
@@ -166,11 +166,11 @@ def test_the_search_finds_the_rule_with_the_lowest_loss():
         tried.append(rule)
         return abs(rule.lr - 0.0133) + abs(rule.beta1 - 0.5) + abs(rule.beta2 - 0.95)
 
-    rule, value = best_rule("Adam", loss_of)
+    rule, value, _ = tuned("Adam", loss_of)
     assert (rule.lr, rule.beta1, rule.beta2) == (pytest.approx(0.0133), 0.5, 0.95)
     assert value == pytest.approx(0, abs=1e-3)
     for kind in set(KINDS) - {"Adam"}:
-        best_rule(kind, lambda rule: tried.append(rule) or 0.0)
+        tuned(kind, lambda rule: tried.append(rule) or 0.0)
     assert len(tried) == rules_of_search()
 
 
