@@ -133,7 +133,7 @@ def _losses(
         of_copy = None
         if rates is not None:
             of_copy = rates.of(range(i * count, (i + 1) * count))
-        columns.append(_alone(family.member(seed), with_rates(rule, of_copy), steps))
+        columns.append(train(family.member(seed), with_rates(rule, of_copy), steps))
     return torch.stack(columns, 1)
 
 
@@ -155,7 +155,8 @@ def _stacked(
     return torch.stack(losses)
 
 
-def _alone(member: Member, rule: HandRule, steps: int) -> Tensor:
+def train(member: Member, rule: HandRule, steps: int) -> Tensor:
+    """The loss of every step."""
     model = copy.deepcopy(member.model)
     optimizer = NGOptimizer(model.named_parameters(), rule=rule, total_steps=steps)
     losses = []
