@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("ngopt", "harness"),
     "meta_train": ("ngopt", "harness", "tasks"),
     "benchmarks": ("ngopt", "harness", "tasks", "meta_train"),
-    "examples": ("ngopt", "harness", "benchmarks"),
+    "examples": ("ngopt", "harness", "meta_train", "benchmarks"),
 }
 """Packages, lowest first, and what each may import beside itself and the ground floor.
 "ngopt" as a key is `ngopt/__init__.py` alone."""
