@@ -106,17 +106,21 @@ def run(settings: Settings) -> Path | None:
     family = load_family(settings.problem)
     make_folder(settings.folder)
     journal = Journal(settings)
-    levels = searched(family, settings, journal)
-    base = levels[-1]
-    knots = None
+    default, *tuned_rules = searched(family, settings, journal)
+    base = tuned_rules[-1]
+    learned: list[Level] = []
+    name, knots = base.name, None
     for stage in SHARES:
         evolution = evolved(family, base.rule, stage, knots, settings, journal)
         result = partial(evolution.result, settings.horizons)
         knots = result().knots
-        levels.append(Level(f"{base.name}, {stage}", base.rule, result))
+        name = f"{name}, {stage}"
+        learned.append(Level(name, base.rule, result))
     horizons = settings.measured_horizons
-    gate = journal.once("gate", lambda: measure(levels, family, GATE_SEEDS, horizons))
-    best = chosen(levels, gate)
+    gated = [default, base, *learned]
+    gate = journal.once("gate", lambda: measure(gated, family, GATE_SEEDS, horizons))
+    best = chosen(gated, gate)
+    levels = [default, *tuned_rules, *learned]
     losses = journal.once("test", lambda: measure(levels, family, TEST_SEEDS, horizons))
     rows = rows_of(losses, base.name)
     path, lines = None, ["None of these rules is better than the default."]
