@@ -97,7 +97,8 @@ def draw_rates(path: Path, rates: Rates, names: Sequence[str]) -> None:
             style = "--" if name.endswith("bias") else "-"
             panel.plot(share, of_parameter.exp(), style, marker="o", label=name)
         panel.set_title(f"{steps} steps")
-        panel.set_yscale("log")
+        panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xlabel("share of the steps")
     panels[0].set_ylabel("factor of the step size")
     if len(names) <= 16:
