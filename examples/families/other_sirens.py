@@ -17,7 +17,7 @@ from harness.tables import text_table
 from meta_train.specialize.family import Family, Member, log_losses, train
 from meta_train.specialize.hand_rules import KINDS, rules_of_search, tuned
 from meta_train.specialize.report import Level, measure, rows_of
-from meta_train.specialize.run import SEARCH_SEEDS, TEST_SEEDS
+from meta_train.specialize.run import SEARCH_MEMBERS, TEST_SEEDS
 from ngopt.pretrained import load_pretrained
 from ngopt.specialized.storage import HandRule, rates_of, with_rates
 
@@ -41,7 +41,8 @@ def main() -> None:
 
     def loss(hand_rule: HandRule) -> float:
         bar.update()
-        means = [log_losses(family, SEARCH_SEEDS, hand_rule, x) for x in HORIZONS]
+        seeds = range(SEARCH_MEMBERS[1])
+        means = [log_losses(family, seeds, hand_rule, x) for x in HORIZONS]
         return float(torch.stack(means).mean())
 
     with tqdm(total=rules_of_search(), desc="search on MNIST") as bar:

@@ -39,7 +39,7 @@ from ngopt.soap.soap import Soap
 from ngopt.specialized.rates import Rates
 from ngopt.specialized.storage import description_of, with_rates
 
-SEARCH_SEEDS = range(12)
+SEARCH_MEMBERS = 3, 12  # at least and at most
 GATE_SEEDS = range(2_000_000, 2_000_064)
 TEST_SEEDS = range(3_000_000, 3_000_064)
 SHARES = {"rates": 0.6, "feedback": 0.4}  # of the evolution
@@ -152,11 +152,24 @@ def run(settings: Settings) -> Path | None:
     return path
 
 
+def search_members(family: Family, settings: Settings) -> int:
+    """How many members the search can train in half of the minutes."""
+    least, most = SEARCH_MEMBERS
+    start = time.monotonic()
+    for steps in settings.horizons:
+        log_losses(family, range(least), Soap(), steps)
+    seconds = rules_of_search() * (time.monotonic() - start) / least
+    return min(max(round(30 * settings.minutes / seconds), least), most)
+
+
 def searched(family: Family, settings: Settings, journal: Journal) -> list[Level]:
     """The default, and the tuned rules, the best of which comes last."""
+    members = journal.once("members", lambda: search_members(family, settings))
 
     def loss(rule: HandRule) -> float:
-        values = [log_losses(family, SEARCH_SEEDS, rule, x) for x in settings.horizons]
+        values = [
+            log_losses(family, range(members), rule, x) for x in settings.horizons
+        ]
         bar.update()
         return float(torch.stack(values).mean())
 
@@ -232,7 +245,7 @@ def savings(
     mean_steps = float(longest)  # of horizons that are uniform in their logarithms
     if shortest < longest:
         mean_steps = (longest - shortest) / math.log(longest / shortest)
-    searched = rules_of_search() * len(SEARCH_SEEDS) * (shortest + longest)
+    searched = rules_of_search() * journal["members"] * (shortest + longest)
     runs = (2 * PAIRS * generations * mean_steps + searched) / (longest - steps)
     at_most = "at most " if steps <= shortest else ""
     return [

@@ -202,7 +202,7 @@ def test_steps_to_a_loss_lie_between_measured_horizons():
 def test_a_run_writes_a_rule_and_resumes(module, tmp_path, monkeypatch, capsys):
     for name in ("GATE_SEEDS", "TEST_SEEDS"):
         monkeypatch.setattr(program, name, getattr(program, name)[:8])
-    monkeypatch.setattr(program, "SEARCH_SEEDS", range(2))
+    monkeypatch.setattr(program, "SEARCH_MEMBERS", (2, 2))
     settings = Settings("my_family", (8, 12), 0.05, tmp_path)
     path = run(settings)
     printed = capsys.readouterr().out
@@ -217,6 +217,12 @@ def test_a_run_writes_a_rule_and_resumes(module, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == printed
     with pytest.raises(ValueError, match="Choose another --folder"):
         run(Settings("my_family", (8, 14), 0.05, tmp_path))
+
+
+@pytest.mark.parametrize(("minutes", "members"), [(1e-6, 3), (1e6, 12)])
+def test_short_searches_have_fewer_members(minutes, members, tmp_path):
+    settings = Settings("my_family", (8, 12), minutes, tmp_path)
+    assert program.search_members(Family("family", member), settings) == members
 
 
 @pytest.mark.parametrize("horizons", [(4, 10), (20, 10)])
