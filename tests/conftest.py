@@ -7,7 +7,7 @@ import torch
 
 # what each forked process would import by itself otherwise, in about a second
 PRELOADED = [
-    "benchmarks.processes",
+    "tests.processes",
     "meta_train.comparison.runs",
     "meta_train.training.train",
     "pytest",

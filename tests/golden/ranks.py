@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.divided_networks import divided
-from benchmarks.divided_networks import network as divided_network
-from benchmarks.processes import run, train
 from ngopt import NGOptimizer
+from tests.divided_networks import divided
+from tests.divided_networks import network as divided_network
 from tests.golden.trajectories import STEPS, Snapshot, state_of, values
+from tests.processes import run, train
 
 CASES = [
     (kind, name, dtype, horizon)

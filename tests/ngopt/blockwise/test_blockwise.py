@@ -10,7 +10,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import ngopt
-from benchmarks.processes import run, whole
 from ngopt import BlockwiseOptimizer
 from tests.ngopt.audit.test_audit import TOKENS, Decoder
 from tests.ngopt.blockwise.decoder import (
@@ -23,6 +22,7 @@ from tests.ngopt.blockwise.decoder import (
     newton_schulz,
     train,
 )
+from tests.processes import run, whole
 
 STEPS = 50
 

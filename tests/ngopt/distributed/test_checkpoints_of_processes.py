@@ -12,9 +12,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import distribute_tensor
 
-from benchmarks.divided_networks import divided, network
-from benchmarks.processes import run, train, whole
 from ngopt import NGOptimizer
+from tests.divided_networks import divided, network
+from tests.processes import run, train, whole
 
 EXACT = {"rtol": 1e-12, "atol": 1e-10}  # sums are in another order
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

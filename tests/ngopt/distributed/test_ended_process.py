@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from benchmarks.processes import run, train
 from ngopt import NGOptimizer
 from tests.ngopt.distributed.test_processes import network_divided
+from tests.processes import run, train
 
 
 def one_ends(rank, size):

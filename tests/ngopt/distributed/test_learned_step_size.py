@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import distributed
 
-from benchmarks.divided_networks import LENGTH, divided, network
-from benchmarks.processes import run, train
 from ngopt import NGOptimizer
+from tests.divided_networks import LENGTH, divided, network
 from tests.networks import mlp
 from tests.predictors import learned, random_predictor
+from tests.processes import run, train
 
 KINDS = "ddp", "fsdp"
 NETWORKS = "relu", "words"  # "words": a table with rows on all ranks

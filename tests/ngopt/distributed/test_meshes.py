@@ -14,9 +14,9 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from benchmarks.divided_networks import Block, network
-from benchmarks.processes import alone, batch, run, train, whole
 from ngopt import NGOptimizer
+from tests.divided_networks import Block, network
+from tests.processes import alone, batch, run, train, whole
 
 STEPS = 10
 EXACT = 1e-10

@@ -16,9 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from benchmarks.divided_networks import Attention, divided, network
-from benchmarks.processes import alone, batch, compared, loss_of, run, train, whole
 from ngopt import NGOptimizer
+from tests.divided_networks import Attention, divided, network
+from tests.processes import alone, batch, compared, loss_of, run, train, whole
 
 STEPS = 30
 EXACT = 1e-10
@@ -43,6 +43,7 @@ CASES = {
         ("ddp", "mlp"),
         *(("fsdp", x) for x in ("mlp", "lstm", "words", "gpt small")),
         ("tp", "mlp"),
+        ("tp", "gpt small"),
     ],
     3: [("ddp", "words"), ("fsdp", "conv")],  # pieces differ, and some are empty
     4: [("hsdp", "words"), ("fsdp+tp", "mlp")],

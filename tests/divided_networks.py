@@ -1,4 +1,4 @@
-"""Networks for `benchmarks.processes`, and their division among processes."""
+"""Networks for `tests.processes`, and their division among processes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -111,12 +111,10 @@ class Words(nn.Module):
 class Gpt(nn.Module):
     """A GPT with tied embeddings of 64 words."""
 
-    def __init__(self, width: int = 128, count: int = 4):
+    def __init__(self, width: int = 64):
         super().__init__()
         self.table = nn.Embedding(WORDS, width)
-        self.blocks = nn.ModuleList()
-        for _ in range(count):
-            self.blocks.extend([Attention(width), Block(width)])
+        self.blocks = nn.ModuleList([Attention(width), Block(width)])
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, WORDS, bias=False)
         self.head.weight = self.table.weight
@@ -133,10 +131,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "conv": conv,
     "lstm": Lstm,
     "words": Words,
-    "gpt": Gpt,
-    "gpt small": lambda: Gpt(64, 1),
+    "gpt small": Gpt,
 }
-TENSORS = "mlp", "gpt"  # networks for tensor parallelism
 UNITS = Block, Attention, nn.Conv1d  # modules for `fully_shard`
 # layers of blocks and attentions that tensor parallelism divides by columns and by rows
 COLUMNS, ROWS = ("up", "q", "k", "v"), ("down", "o")
@@ -165,10 +161,8 @@ class Divided(NamedTuple):
 
 
 def divided(model: nn.Module, kind: str, size: int) -> Divided:
-    """Divides a network by a kind of `CASES`."""
+    """Divides a network. kind: ddp, fsdp, hsdp, tp or fsdp+tp."""
     rank = distributed.get_rank()
-    if kind == "replicated":
-        return Divided(DistributedDataParallel(model), {}, (rank, size))
     if kind == "ddp":
         settings = {"process_group": distributed.group.WORLD}
         return Divided(DistributedDataParallel(model), settings, (rank, size))
