@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -184,9 +183,7 @@ def measure(name: str) -> Record:
     model, example = network(name)
     labels = [label(name, parameter) for parameter, _ in model.named_parameters()]
     graph = build_graph(model, example)
-    start = perf_counter()
     traced = roles_of(graph)
-    seconds = perf_counter() - start
     named = parameter_roles(model.named_parameters())
     unnamed = parameter_roles(model.parameters())
     return {
@@ -196,7 +193,6 @@ def measure(name: str) -> Record:
         "named": matching(labels, named.values()),
         "unnamed": matching(labels, unnamed.values()),
         "apart": sum(block.view.shape[0] for role in traced for block in role.blocks),
-        "roles_ms": 1000 * seconds,
     }
 
 
