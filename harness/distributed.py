@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -43,20 +42,15 @@ class Ranks:
         """Whether an item is assigned to this rank, round-robin."""
         return item % self.count == self.number
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place. Raises RankLost if another has ended."""
-        if self.count > 1:
-            with _raising_rank_lost():
-                dist.all_reduce(tensor)
-        return tensor
-
     def all_gather(self, items: dict[int, Any]) -> dict[int, Any]:
         """The items of all ranks, on each. Raises RankLost if another has ended."""
         if self.count == 1:
             return items
         items_by_rank: list[Any] = [None] * self.count
-        with _raising_rank_lost():
+        try:
             dist.all_gather_object(items_by_rank, items)
+        except RuntimeError as error:
+            raise RankLost("another rank has ended") from error
         merged: dict[int, Any] = {}
         for rank_items in items_by_rank:
             merged |= rank_items
@@ -145,11 +139,3 @@ def _recorded(function: Callable[..., None], args: tuple) -> None:
         function(*args)
     except KeyboardInterrupt:  # the launcher prints the message
         sys.exit(EXIT_STATUS)
-
-
-@contextmanager
-def _raising_rank_lost() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise RankLost("another rank has ended") from error

@@ -48,8 +48,7 @@ class Prediction(NetworkTask[Config]):
 
     def loss(self, step: int) -> Tensor:
         training, train = self.config.training, self.data["train"]
-        batch = train.batch_indices(training.batch, seed=training.seed, step=step)
-        index = self.share(batch)
+        index = train.batch_indices(training.batch, seed=training.seed, step=step)
         logits = train.apply(self.logits, index).squeeze(-1)
         accuracies = train.columns["accuracy"][index].float()
         return binary_cross_entropy_with_logits(logits, accuracies)

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from harness import cli
 from harness.checkpoint import check_settings
-from harness.distributed import Ranks, process_group, run_on_ranks
+from harness.distributed import process_group, run_on_ranks
 from harness.files import read_json, write_json
 from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, plus_minus, sample_deviation, text_table
-from tasks.learning.task import TaskConfig, run_task_on
+from tasks.learning.task import TaskConfig, run_task
 from tasks.learning.training import TrainingConfig
 from tasks.shards import read_manifest
 from tasks.table_rows import TABLES, Row
@@ -113,7 +113,7 @@ def train(config: Config) -> None:
     with process_group() as ranks:
         for number, run in enumerate(runs(config)):
             if ranks.owns(number) and run.result() is None:
-                run_task_on(Ranks(), run.config, task)
+                run_task(run.config, task)
 
 
 def check(config: Config) -> None:
@@ -122,7 +122,7 @@ def check(config: Config) -> None:
     read_manifest(Path(config.data))
     for run in runs(replace(config, seeds=1)):
         if run.result() is None:
-            TABLES[config.table].task(run.config, Ranks())
+            TABLES[config.table].task(run.config)
 
 
 def make_table(config: Config) -> None:

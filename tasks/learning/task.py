@@ -9,7 +9,6 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from harness.distributed import Ranks, process_group
 from harness.files import write_json
 from harness.image_datasets import batch_indices
 from harness.pictures import draw_images, draw_points
@@ -71,8 +70,8 @@ class NetworkTask(Trainable, Generic[Config]):
     Data and batches depend on the seed alone, and are the same for all models.
     """
 
-    def __init__(self, config: Config, ranks: Ranks = Ranks()):  # noqa: B008
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: Config):
+        self.config = config
         self.build(config)
 
     def build(self, config: Config) -> None:
@@ -88,14 +87,9 @@ class NetworkTask(Trainable, Generic[Config]):
         return model.set_progress(share) if isinstance(model, NetworkModel) else 0
 
     def batch(self, count: int, step: int) -> Tensor:
-        """Indices of this rank's share of a step's networks. count: of all networks."""
+        """Indices of a step's networks. count: of all networks."""
         config = self.config.training
-        index = batch_indices(count, config.batch, seed=config.seed, step=step)
-        return self.share(index)
-
-    def share(self, index: Tensor) -> Tensor:
-        """This rank's share of a batch."""
-        return index[self.ranks.number :: self.ranks.count]
+        return batch_indices(count, config.batch, seed=config.seed, step=step)
 
     def prepared(self, stack: NetworkStack) -> NetworkStack:
         """Networks as inputs of the model."""
@@ -138,28 +132,17 @@ class NetworkTask(Trainable, Generic[Config]):
         return self.model.forward(self.prepared(stack))
 
 
-def run_task(
-    config: Config, make: Callable[[Config, Ranks], NetworkTask[Config]]
-) -> None:
-    """Trains and evaluates on the ranks that this process was started with."""
-    with process_group() as ranks:
-        run_task_on(ranks, config, make)
-
-
-def run_task_on(
-    ranks: Ranks, config: Config, make: Callable[[Config, Ranks], NetworkTask[Config]]
-) -> None:
-    """Trains and evaluates on given ranks."""
-    task = make(config, ranks)
+def run_task(config: Config, make: Callable[[Config], NetworkTask[Config]]) -> None:
+    """Trains and evaluates a task, and writes its results."""
+    task = make(config)
     settings = named_settings(config, IRRELEVANT)
-    trainer = Trainer(task, config.training, Path(config.folder), settings, ranks)
+    trainer = Trainer(task, config.training, Path(config.folder), settings)
     trainer.run()
     task.model.eval()
     with torch.no_grad():
         results = task.results()
-    if ranks.is_first:
-        draw_probes(Path(config.folder, "probes.png"), task.model)
-        report(config, task.model, trainer.progress, results)
+    draw_probes(Path(config.folder, "probes.png"), task.model)
+    report(config, task.model, trainer.progress, results)
 
 
 def draw_probes(path: Path, model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Trains models of the tasks: a budget of minutes, validation with early stopping."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import inf, isnan
@@ -38,7 +38,7 @@ class TrainingConfig:
     """Budget: minutes of a core for training steps; compiling and validation are not
     counted."""
     batch: int = 32
-    """Networks of a step, of all ranks together."""
+    """Networks of a step."""
     trainer: str = "adamw"
     """adamw, or ngopt: the default of NGOptimizer, which has no learning rate."""
     lr: float = 2e-3
@@ -73,11 +73,11 @@ class Trainable:
         raise NotImplementedError
 
     def loss(self, step: int) -> Tensor:
-        """The loss of this rank's share of a step's batch."""
+        """The loss of a step's batch."""
         raise NotImplementedError
 
     def score(self) -> float:
-        """The score on validation data, equal on all ranks; higher is better."""
+        """The score on validation data; higher is better."""
         raise NotImplementedError
 
 
@@ -85,7 +85,7 @@ class Trainable:
 class Progress:
     """The progress of a training run.
 
-    seconds: of a core, for `counted` of the steps, mean over ranks.
+    seconds: of a core, for `counted` of the steps.
     scores: of all validations. validated: steps at the last of them.
     stage: of the last step. first: number of its first validation.
     best: the model with the highest score of this stage.
@@ -114,11 +114,8 @@ class Progress:
 class Trainer(ResumableTrainer):
     """Trains the model of a task in a folder.
 
-    Ranks take their shares of every batch. Gradients are averaged over them, so all
-    have the same model.
-
-    settings: of the task. Raises ValueError if the batch has fewer networks than ranks,
-    and from `run` if the folder was begun with other settings.
+    settings: of the task. Raises ValueError from `run` if the folder was begun with
+    other settings.
     """
 
     def __init__(
@@ -127,14 +124,8 @@ class Trainer(ResumableTrainer):
         config: TrainingConfig,
         folder: Path,
         settings: dict[str, Any],
-        ranks: Ranks = Ranks(),  # noqa: B008
     ):
-        if config.batch < ranks.count:
-            raise ValueError(
-                f"batch: expected one network or more for each of {ranks.count} ranks; "
-                f"got {config.batch}"
-            )
-        super().__init__(Checkpoint(folder, {**settings, **asdict(config)}), ranks)
+        super().__init__(Checkpoint(folder, {**settings, **asdict(config)}), Ranks())
         self.model, self.task, self.config = task.model, task, config
         self.optimizer = _optimizer(task.model, config)
         self.progress = Progress()
@@ -164,7 +155,7 @@ class Trainer(ResumableTrainer):
         return self.progress.seconds / (60 * self.config.minutes)
 
     def step(self) -> float:
-        """One step; returns the loss of this rank's share of the batch."""
+        """One step; returns the loss of the batch."""
         progress, start = self.progress, process_time()
         stage = self.task.begin(self.share)
         if stage != progress.stage:
@@ -177,20 +168,17 @@ class Trainer(ResumableTrainer):
             group["lr"] = rate * rate_factor(self.share)
         self.optimizer.zero_grad()
         with self._buffers_restored():
-            with seeded(self.config.seed, 1, progress.steps, self.ranks.number):
+            with seeded(self.config.seed, 1, progress.steps):
                 loss = self.task.loss(progress.steps)
                 loss.backward()
-            self._average([p.grad for p in self.model.parameters()])
             clip_grad_norm_(self.model.parameters(), self.config.clip)
         with uninterrupted():
             self.optimizer.step()
             progress.steps += 1
             self._stage_steps += 1
-            seconds = torch.tensor(process_time() - start, dtype=torch.float64)
-            mean_seconds = self.ranks.all_reduce(seconds).item() / self.ranks.count
             if self._stage_steps > UNCOUNTED:
                 progress.counted += 1
-                progress.seconds += mean_seconds
+                progress.seconds += process_time() - start
         return loss.item()
 
     @contextmanager
@@ -205,14 +193,6 @@ class Trainer(ResumableTrainer):
                 buffer.copy_(value)
             raise
 
-    def _average(self, values: Iterable[Tensor | None]) -> None:
-        """Averages over ranks, which have different data, in place."""
-        if self.ranks.count == 1:
-            return
-        for value in values:
-            if value is not None and value.is_floating_point():
-                self.ranks.all_reduce(value).div_(self.ranks.count)
-
     def _is_finished(self) -> bool:
         progress = self.progress
         is_used_up = len(progress.scores) >= self.config.validations
@@ -225,7 +205,6 @@ class Trainer(ResumableTrainer):
 
     def _validate(self, writer: SummaryWriter | None) -> None:
         progress = self.progress
-        self._average(self.model.buffers())  # running statistics
         self.model.eval()
         with torch.no_grad():
             score = self.task.score()

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from harness.distributed import Ranks
 from tasks.table import PUBLISHED, Config, make_table, runs
 from tasks.table_rows import TABLES, Row
 
@@ -78,7 +77,7 @@ def test_a_damaged_result_is_named(config, tmp_path):
 def test_every_row_is_a_model_that_reads_the_data(name, data, tmp_path):
     config = Config(name, str(data / FOLDERS[name]), str(tmp_path), seeds=1)
     for run in runs(config):
-        task = TABLES[name].task(run.config, Ranks())
+        task = TABLES[name].task(run.config)
         assert sum(p.numel() for p in task.model.parameters()) > 1000
     folders = [run.config.folder for run in runs(replace(config, seeds=2))]
     assert len(set(folders)) == len(folders)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from harness.distributed import Ranks
 from harness.interrupts import Interrupted
 from tasks.learning.training import Trainer, TrainingConfig, rate_factor
 from tests.curves import curves
@@ -138,25 +137,6 @@ def test_the_default_optimizer_trains_without_a_learning_rate(tmp_path):
     assert progress.scores[-1] > progress.scores[0]
 
 
-def test_ranks_use_the_mean_of_their_gradients(tmp_path):
-    class Two(Ranks):
-        """A second rank whose gradients are zero."""
-
-        def all_reduce(self, values):
-            return values
-
-    halves = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {}, Two(0, 2))
-    whole = Trainer(Line(), replace(CONFIG, clip=1e9), tmp_path, {})
-    halves.step()
-    whole.step()
-    torch.testing.assert_close(2 * halves.model.weight.grad, whole.model.weight.grad)
-
-
-def test_batches_have_a_network_for_every_rank(tmp_path):
-    with pytest.raises(ValueError, match="batch: .* of 2 ranks; got 1"):
-        Trainer(Line(), replace(CONFIG, batch=1), tmp_path, {}, Ranks(0, 2))
-
-
 def test_the_learning_rate_rises_and_falls():
     factors = [round(rate_factor(share), 6) for share in [0, 0.025, 0.05, 0.525, 1]]
     assert factors == [0.02, 0.5, 1.0, 0.5, 0.0]
@@ -224,6 +204,6 @@ def test_ctrl_c_changes_no_step(tmp_path):
 
 
 def test_an_interruption_before_the_first_checkpoint(tmp_path):
-    trainer = Trainer(Stopping(), CONFIG, tmp_path, {}, Ranks(0, 2))
+    trainer = Trainer(Stopping(), CONFIG, tmp_path, {})
     assert "was not written yet" in str(trainer.interrupted())
     assert not (tmp_path / "checkpoint.pt").exists()
