@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import records
+from benchmarks.gpu.summary import short
 from benchmarks.records import Record
 from harness.files import write_json
 
@@ -112,12 +113,7 @@ class Records:
         outcome = self.session.outcome(case)
         record = {**about, **outcome, "case_s": round(time.monotonic() - start, 2)}
         self.records.append(record)
-        cells = []
-        for key, value in record.items():
-            if isinstance(value, float):
-                cells.append(f"{key}={value:.4g}")
-            elif isinstance(value, str | int):
-                cells.append(f"{key}={value}")
+        cells = (f"{key}={short(value)}" for key, value in record.items())
         print("  ".join(cells), file=sys.stderr, flush=True)
         self.write()
         self.session.free_memory()

@@ -1,6 +1,5 @@
 """Milliseconds, kernels and memory of a step on a device."""
 
-from collections import Counter
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
@@ -15,9 +14,6 @@ from benchmarks.records import Record
 WARM_UP, REPEATS = 100, 20
 TINY_WARM_UP, TINY_REPEATS = 2, 3
 LONGEST = 6.0  # maximum seconds of warm-up and timed steps
-SHOWN, NAME = 16, 120  # listed kernels, characters of their names
-# Parts of the names of kernels that are left out.
-PLACES = "void ", "at::native::", "(anonymous namespace)::", "at::cuda::"
 MIB = 1 << 20
 
 Step = Callable[[], object]
@@ -87,10 +83,7 @@ def mib(count: int | None) -> float | None:
 
 
 def profiled(session: Session, step: Step, steps: int) -> Record:
-    """Kernels, copies and device milliseconds of a step: means over `steps` steps.
-
-    kernel_ms: of the slowest kernels.
-    """
+    """Kernels, copies and device milliseconds of a step: means over `steps` steps."""
     if not session.is_cuda:
         return {"kernels": None, "copies": None, "device_ms": None}
     session.synchronize()
@@ -99,19 +92,15 @@ def profiled(session: Session, step: Step, steps: int) -> Record:
             step()
         session.synchronize()
     kernels = copies = 0
-    spent: Counter[str] = Counter()
+    microseconds = 0.0
     for event in profiler.events() or []:
         if event.device_type == DeviceType.CUDA:
-            name = event.name
-            is_copy = name.startswith(("Memcpy", "Memset"))
+            is_copy = event.name.startswith(("Memcpy", "Memset"))
             copies += is_copy
             kernels += not is_copy
-            for word in PLACES:
-                name = name.replace(word, "")
-            spent[name[:NAME]] += event.time_range.elapsed_us()
+            microseconds += event.time_range.elapsed_us()
     return {
         "kernels": kernels / steps,
         "copies": copies / steps,
-        "device_ms": 1e-3 * spent.total() / steps,
-        "kernel_ms": {name: 1e-3 * us / steps for name, us in spent.most_common(SHOWN)},
+        "device_ms": 1e-3 * microseconds / steps,
     }
