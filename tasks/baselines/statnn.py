@@ -1,8 +1,6 @@
 """StatNN: an MLP on statistics of every parameter tensor (Unterthiner et al. 2020,
 section 4)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -43,20 +41,5 @@ def statistics(values: Tensor) -> Tensor:
     """Mean, variance and quantiles of each row, (b, n) -> (b, 7)."""
     mean = values.mean(-1)
     variance = values.var(-1, correction=0)
-    return torch.stack([mean, variance, *quantiles(values, QUANTILES)], -1)
-
-
-def quantiles(values: Tensor, levels: Sequence[float]) -> list[Tensor]:
-    """Quantiles of each row with linear interpolation, (b, n) -> (b,) each.
-
-    `torch.quantile` is limited to 2^24 values.
-    """
-    ordered = values.sort(-1).values
-    last = values.shape[-1] - 1
-    results = []
-    for level in levels:
-        below = int(level * last)
-        above = min(below + 1, last)
-        weight = level * last - below
-        results.append(torch.lerp(ordered[:, below], ordered[:, above], weight))
-    return results
+    quantiles = torch.quantile(values, values.new_tensor(QUANTILES), dim=-1)
+    return torch.stack([mean, variance, *quantiles], -1)
