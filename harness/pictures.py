@@ -8,9 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 HISTOGRAM_BINS = 40
-IMAGES_PER_ROW = 8
+ENLARGED = 4  # pixels of a side for a pixel of an image
 
 
 def draw_rows(
@@ -115,10 +116,7 @@ def draw_images(path: Path, images: Tensor) -> None:
 
     images: (n, channels, height, width), of 1 or 3 channels.
     """
-    low = images.amin((1, 2, 3), keepdim=True)
-    high = images.amax((1, 2, 3), keepdim=True)
-    shown = (images - low) / (high - low).clamp(min=1e-12)
-    spare = -len(shown) % IMAGES_PER_ROW
-    whole = torch.cat([shown, shown.new_ones(spare, *shown.shape[1:])])
-    rows = enumerate(whole.split(IMAGES_PER_ROW))
-    draw_rows(path, {str(IMAGES_PER_ROW * number): row for number, row in rows})
+    from torchvision.utils import save_image
+
+    shown = interpolate(images, scale_factor=ENLARGED)
+    save_image(shown, path, normalize=True, scale_each=True, pad_value=1.0)
