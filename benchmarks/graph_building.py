@@ -2,9 +2,8 @@
 
     python -m benchmarks.graph_building --output results/graph_building.json
 
-For each network: seconds of `torch.export` alone and of the whole graph (the fastest of
-alternating repeats, one thread), placed and connected parameters, and whether gather
-and scatter restore every parameter.
+For each network: seconds of `torch.export` alone and of the whole graph, the fastest of
+alternating repeats, one thread.
 """
 
 import torch
@@ -14,7 +13,7 @@ from benchmarks.cpu import seconds_of
 from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import torchvision_example
 from ngopt import build_graph
-from ngopt.graph.connectivity import components, unconnected
+from ngopt.graph.connectivity import components
 
 FAMILIES = (
     "resnet18", "resnet50", "vgg11_bn", "mobilenet_v3_small", "efficientnet_b0",
@@ -27,13 +26,10 @@ def measure(family: str, repeats: int) -> Record:
     """The record of one network. Times are the shortest of `repeats`."""
     model, example = torchvision_example(family)
     graph = build_graph(model, example)
-    values = [p.detach() for p in model.parameters()]
-    restored = graph.scatter(graph.gather(values))
-    exports, builds, round_trips = [], [], []
+    exports, builds = [], []
     for _ in range(repeats):
         exports.append(seconds_of(lambda: torch.export.export(model, (example,))))
         builds.append(seconds_of(lambda: build_graph(model, example)))
-        round_trips.append(seconds_of(lambda: graph.scatter(graph.gather(values))))
     export, build = min(exports), min(builds)
     return {
         "family": family,
@@ -43,9 +39,6 @@ def measure(family: str, repeats: int) -> Record:
         "elements": graph.numel,
         "unplaced": len(graph.unplaced),
         "components": len(set(components(graph))),
-        "unconnected": len(unconnected(graph)),
-        "identity": all(map(torch.equal, values, restored)),
-        "roundtrip_ms": 1000 * min(round_trips),
     }
 
 

@@ -2,15 +2,14 @@
 
 Prints one row per package: lines, files, functions per 100 lines, parameters per
 function, cyclomatic complexity (radon), the longest class, import circles, and imports
-that `benchmarks.imports` forbids, which are then listed. Other files and folders can be
-given instead. With `--walk`: the functions of ngopt that one step of
-the default calls.
+that `benchmarks.imports` forbids, which are then listed. With `--walk`: the functions
+of ngopt that one step of the default calls.
 """
 
 import argparse
 import ast
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +22,7 @@ from benchmarks.imports import (
     import_circles,
     modules_in,
 )
-from benchmarks.records import Record, table, write
+from benchmarks.records import Record, table
 from benchmarks.walk import functions_of_a_step
 
 ROOT = Path(__file__).parent.parent
@@ -49,13 +48,10 @@ def _quantile(values: list[int], share: float) -> int:
 
 
 def measure(folder: Path, modules: Mapping[str, Path], arrows: set[Arrow]) -> Record:
-    """The row of the table of a folder or a file.
+    """The row of the table of a folder.
 
     modules: its files. arrows: imports between all modules, as of `import_arrows`.
-    Raises ValueError if there are no files.
     """
-    if not modules:
-        raise ValueError(f"{folder}: expected Python files; got none.")
     texts = [file.read_text() for file in modules.values()]
     lines = [text.count("\n") for text in texts]
     nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
@@ -85,32 +81,19 @@ def measure(folder: Path, modules: Mapping[str, Path], arrows: set[Arrow]) -> Re
     }
 
 
-def print_structure(folders: Sequence[Path]) -> list[Record]:
-    """Prints a row per folder, then circles and forbidden imports; returns the rows."""
-    parts = []
-    for folder in map(Path.absolute, folders):
-        root = ROOT if folder.is_relative_to(ROOT) else folder.parent
-        parts.append((folder, modules_in(folder, root)))
+def print_structure() -> None:
+    """Prints a row per package, then circles and forbidden imports."""
+    parts = [(ROOT / name, modules_in(ROOT / name, ROOT)) for name in PACKAGES]
     arrows = import_arrows(ChainMap(*(files for _, files in parts)))
-    rows = [measure(folder, files, arrows) for folder, files in parts]
-    print(table(rows))
+    print(table([measure(folder, files, arrows) for folder, files in parts]))
     for circle in import_circles(arrows):
         print("circle:", *circle)
     for module, target in forbidden_arrows(arrows):
         print(f"forbidden: {module} imports {target}")
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        default=[ROOT / name for name in PACKAGES],
-        help="files or folders; the packages of this checkout by default",
-    )
-    parser.add_argument("--json", type=Path, help="writes the rows to this file")
     parser.add_argument("--walk", action="store_true", help="functions of one step")
     arguments = parser.parse_args()
     if arguments.walk:
@@ -120,7 +103,7 @@ def main() -> None:
         files = {file for file, _ in functions}
         print(f"{len(files)} files, {len(functions)} functions")
         return
-    write(arguments.json, sources=print_structure(arguments.folders))
+    print_structure()
 
 
 if __name__ == "__main__":

@@ -73,10 +73,9 @@ def package_of(module: str) -> str:
 
 
 def modules_in(folder: Path, root: Path) -> dict[str, Path]:
-    """The files of a folder, or one file, by their dotted path from the folder root."""
-    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]
+    """The files of a folder by their dotted path from the folder root."""
     modules = {}
-    for file in files:
+    for file in sorted(folder.rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts
         modules[".".join(parts).removesuffix(".__init__")] = file
     return modules

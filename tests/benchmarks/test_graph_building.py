@@ -17,5 +17,4 @@ def test_table_and_records(tmp_path, capsys):
     assert record["family"] == row.split()[0] == "resnet18"
     assert record["elements"] == 11_689_512
     assert (record["unplaced"], record["components"]) == (0, 1)
-    assert record["identity"] is True
     assert record["ratio"] == record["graph_s"] / record["export_s"]
