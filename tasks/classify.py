@@ -38,7 +38,7 @@ class Classification(NetworkTask[Config]):
     def build(self, config: Config) -> None:
         self.data = read_sirens(config.data, config.skip_damaged, config.limit)
         for networks in self.data.values():
-            check_column(config.data, networks.columns, "label", 0, CLASSES - 1)
+            check_column(config.data, networks.columns, "label", CLASSES - 1)
         self.model = self.make_model([self.data["train"].stack], CLASSES)
 
     def loss(self, step: int) -> Tensor:

@@ -238,7 +238,7 @@ def numbered_images(folder: str, networks: Sirens, images: Tensor) -> Tensor:
     Raises ValueError, which names the folder, for a number out of range and for another
     number of channels.
     """
-    check_column(folder, networks.columns, "index", 0, len(images) - 1)
+    check_column(folder, networks.columns, "index", len(images) - 1)
     channels = output_channels(networks.stack)
     if channels != images.shape[1]:
         raise ValueError(

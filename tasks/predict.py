@@ -81,7 +81,7 @@ class Prediction(NetworkTask[Config]):
         folder, widest = self.config.data, self.config.widest
         groups = read_split(Path(folder), split, self.config.skip_damaged)
         data = NetworkDataset.from_groups(groups)
-        check_column(folder, data.columns, "accuracy", 0, 1)
+        check_column(folder, data.columns, "accuracy", 1)
         if widest is not None:
             wants_narrow = split != "test"
             data = data.filter(lambda stack: is_narrow(stack, widest) == wants_narrow)

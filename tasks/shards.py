@@ -222,18 +222,18 @@ def check_parameters(
 
 
 def check_column(
-    folder: str, columns: Mapping[str, Tensor], key: str, least: float, most: float
+    folder: str, columns: Mapping[str, Tensor], key: str, most: float
 ) -> None:
-    """Raises ValueError if a column is missing or out of bounds."""
+    """Raises ValueError if a column is missing, or not from 0 to `most`."""
     if key not in columns:
         raise ValueError(
             f"folder '{folder}': expected networks with a column '{key}'; got none"
         )
     values = columns[key]
-    outside = values[~((values >= least) & (values <= most))]
+    outside = values[~((values >= 0) & (values <= most))]
     if len(outside):
         raise ValueError(
-            f"folder '{folder}': {key}: expected {least:g} to {most:g}; "
+            f"folder '{folder}': {key}: expected 0 to {most:g}; "
             f"got {outside[0].item():g}"
         )
 

@@ -146,10 +146,10 @@ class TestDamage:
         columns = {"accuracy": torch.tensor([0.0, 1.0, value])}
         message = f"'a': accuracy: expected 0 to 1; got {value:g}"
         with pytest.raises(ValueError, match=message):
-            check_column("a", columns, "accuracy", 0, 1)
-        check_column("a", {"accuracy": torch.ones(2)}, "accuracy", 0, 1)
+            check_column("a", columns, "accuracy", 1)
+        check_column("a", {"accuracy": torch.ones(2)}, "accuracy", 1)
         with pytest.raises(ValueError, match="a column 'step'; got none"):
-            check_column("a", columns, "step", 0, 1)
+            check_column("a", columns, "step", 1)
 
     def test_of_the_format(self, path):
         save_file({"x": torch.ones(1)}, path, {"format": "other"})
