@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from benchmarks.records import Record, parser_of, table, write
+from benchmarks.shapes import causal_attention
 from harness.random import seeded
 from meta_train.problems.text import TEXT_64, VOCABULARY
 from ngopt import BlockwiseOptimizer, optimizer_groups
@@ -52,10 +53,7 @@ class Block(nn.Module):
         self.w2 = nn.Linear(3 * WIDTH, WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(x)).chunk(3, -1)
-        q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in qkv)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).flatten(2))
+        x = x + self.out(causal_attention(self.qkv(self.norm1(x)), HEADS))
         gate, up = self.w13(self.norm2(x)).chunk(2, -1)
         return x + self.w2(F.silu(gate) * up)
 
