@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from ngopt.graph.summary import table_lines
 from ngopt.race.equal_time import (
     mean_ms,
     step_in_turns,
@@ -218,12 +219,7 @@ def table(results: list[Result]) -> str:
             *(("-", "-") if same is None else same.cells()),
         )
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        first = row[0].ljust(widths[0])
-        others = "  ".join(map(str.rjust, row[1:], widths[1:]))
-        lines.append(f"{first}  {others}")
+    lines = table_lines(rows, HEADER[1:])
     if "*" in "".join(lines):
         lines += ["", "* the largest or smallest rate tried; others may be better"]
     if any(result.in_same_seconds is not None for result in results):
