@@ -12,7 +12,7 @@ import torch
 
 import ngopt
 from ngopt.audit import __main__ as audit_command
-from ngopt.graph import __main__ as graph_command
+from ngopt.graph import command as graph_command
 from ngopt.metanets import METANETS
 from ngopt.metanets.imported import find_metanet
 from ngopt.pretrained import (
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, str(Path.cwd()))  # modules of the user
     try:
         if words[:1] == ["graph"]:
-            return graph_command.main(words[1:])
+            graph_command.run(words[1:])
+            return 0
         if words[:1] == ["audit"]:
             return audit_command.main(words[1:])
         options = _parser().parse_args(words)
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ngopt.graph import EdgeBlock, NeuralGraph
-from ngopt.graph.views.parameter_graph import is_parameter_edge, node_types
+from ngopt.graph.kinds import NODE_KINDS, kind_code
+from ngopt.graph.views.parameter_graph import is_parameter_edge
 
 MOST_VERTICES = 20_000
 
@@ -187,7 +188,8 @@ class _Coloured:
         groups = self.neural.groups
         if self.by_type:
             sizes = torch.tensor([group.size for group in groups])
-            types = node_types(self.neural).repeat_interleave(sizes)
+            kinds = [kind_code(group.kind, NODE_KINDS) for group in groups]
+            types = torch.tensor(kinds).repeat_interleave(sizes)
             inputs, outputs = input_output_index(self.neural)
             yield from torch.stack([types, inputs, outputs], dim=1).tolist()
             return

@@ -140,7 +140,7 @@ import ngopt
 print(ngopt.NGOptimizer.__name__)
 print(*{COMPILER!r} & {{*sys.modules}} - before)
 import ngopt.graph.views.networkx_and_pyg
-import ngopt.graph.drawing.draw, ngopt.graph.__main__
+import ngopt.graph.drawing.draw, ngopt.graph.command
 imported = {{name for name, module in sys.modules.items() if module is not None}}
 print(*{{"matplotlib", "networkx", "torch_geometric", "tqdm"}} & imported)
 """

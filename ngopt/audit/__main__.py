@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ngopt.audit.report import audit
-from ngopt.graph.__main__ import add_example_options, example_of_options, load_model
+from ngopt.graph.command import add_example_options, example_of_options, load_model
 from ngopt.importing import call_object, load_object
 
 WRONG = 1  # exit status if something is wrong

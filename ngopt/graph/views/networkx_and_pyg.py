@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS, kind_code
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.graph.views.edge_list import EdgeList, node_starts, to_edge_list
-from ngopt.graph.views.parameter_graph import edge_types, node_types
 
 if TYPE_CHECKING:
     from networkx import MultiDiGraph
@@ -138,13 +138,16 @@ def to_pyg(
     sizes = torch.tensor([group.size for group in graph.groups], device="cpu")
     depths = torch.tensor([group.depth for group in graph.groups], device="cpu")
     node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
+    group_kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
+    block_kinds = [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks]
+    block_kind = torch.tensor(block_kinds, dtype=torch.long, device="cpu")
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
-        edge_kind=edge_types(graph)[edges.block],
+        edge_kind=block_kind[edges.block],
         edge_block=edges.block,
         edge_mask=_padded(edges.element >= 0, slots),
         node_group=node_group,
-        node_kind=node_types(graph)[node_group],
+        node_kind=torch.tensor(group_kinds, device="cpu")[node_group],
         node_depth=depths[node_group],
         node_mask=_padded(node_element >= 0, slots),
         num_nodes=len(node_group),

@@ -20,9 +20,6 @@ from itertools import product
 from operator import mul
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from ngopt.graph.connectivity import longest_paths, with_depths
 from ngopt.graph.groups_and_blocks import (
     Bias,
@@ -32,7 +29,6 @@ from ngopt.graph.groups_and_blocks import (
     NeuronSet,
     View,
 )
-from ngopt.graph.kinds import EDGE_KINDS, NODE_KINDS, kind_code
 from ngopt.graph.neural_graph import NeuralGraph
 
 SCALES = ("gamma", "scale")
@@ -91,7 +87,7 @@ S to neurons T.
 
 def _placements(graph: NeuralGraph) -> dict[int, Placement]:
     """The placement of every block that is a scale, by the block's number."""
-    layer = layers(graph).tolist()
+    layer = layers(graph)
     scales = [block for block in graph.blocks if block.kind in SCALES]
     # groups with a node of a scale
     with_gamma = {b.target for b in scales if graph.groups[b.source].kind in SCALES}
@@ -254,7 +250,7 @@ class _ParameterGraphBuilder:
         graph = NeuralGraph(
             old.parameters, groups, blocks, (), old.unplaced, reasons=old.reasons
         )
-        return with_depths(graph, layers(graph).tolist())
+        return with_depths(graph, layers(graph))
 
 
 def _joined(before: NeuronGroup, behind: NeuronGroup) -> NeuronGroup:
@@ -281,22 +277,8 @@ def _single_slots(block: EdgeBlock) -> Iterator[EdgeBlock]:
         yield replace(block, view=slot, slot_shape=(), position=position)
 
 
-def node_types(graph: NeuralGraph) -> Tensor:
-    """The kind of every group, (groups,) positions in `NODE_KINDS` (Lim et al. 2024,
-    node type)."""
-    kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
-    return torch.tensor(kinds, dtype=torch.long, device="cpu")
-
-
-def edge_types(graph: NeuralGraph) -> Tensor:
-    """The kind of every block, (blocks,) positions in `EDGE_KINDS` (Lim et al. 2024,
-    edge type)."""
-    kinds = [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks]
-    return torch.tensor(kinds, dtype=torch.long, device="cpu")
-
-
-def layers(graph: NeuralGraph) -> Tensor:
-    """The layer of every group, (groups,): the length of the longest path to it, 0 at
+def layers(graph: NeuralGraph) -> list[int]:
+    """The layer of every group: the length of the longest path to it, 0 at
     inputs (Lim et al. 2024, layer).
 
     The node of a parameter has the layer of its neurons.
@@ -312,7 +294,7 @@ def layers(graph: NeuralGraph) -> Tensor:
     for block in reversed(graph.blocks):
         if is_parameter_edge(graph, block):
             layer[block.source] = layer[block.target]
-    return torch.tensor(layer, dtype=torch.long, device="cpu")
+    return layer
 
 
 def is_parameter_edge(graph: NeuralGraph, block: EdgeBlock) -> bool:

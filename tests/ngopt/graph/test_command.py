@@ -4,7 +4,8 @@ import sys
 import pytest
 from torch import nn
 
-from ngopt.graph.__main__ import load_model, main
+from ngopt import cli
+from ngopt.graph.command import load_model
 
 HERE = "toy_models"
 SOURCE = """
@@ -43,6 +44,10 @@ def models(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, HERE, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+
+
+def main(arguments):
+    return cli.main(["graph", *arguments])
 
 
 def test_prints_the_summary_and_the_seconds(capsys):

@@ -220,7 +220,7 @@ def test_groups_of_a_group_norm_stay():
     (pool,) = [b for b in graph.blocks if b.kind == "pool"]
     (spread,) = [b for b in graph.blocks if b.kind == "spread"]
     assert (pool.source, pool.target) == (spread.target, spread.source)
-    assert layers(graph).tolist()[: 1 + 1 + 1] == [0, 1, 2]
+    assert layers(graph)[: 1 + 1 + 1] == [0, 1, 2]
 
 
 def test_layer_norm_of_a_map_has_parallel_edges():

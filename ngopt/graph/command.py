@@ -2,21 +2,17 @@
 `ngopt graph torchvision.models:resnet18 --draw resnet18.svg`."""
 
 import argparse
-import sys
 from collections.abc import Sequence
-from textwrap import shorten
 from time import perf_counter
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ngopt.graph import build_graph
 from ngopt.graph.drawing.draw import draw, format_of
 from ngopt.graph.views.networkx_and_pyg import require
 from ngopt.importing import call_object, load_object
-
-DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,7 +48,7 @@ def add_example_options(options: argparse.ArgumentParser) -> None:
     )
     options.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=("float32", "int64"),
         default="float32",
         help="of the input: random numbers, or zeros for int64",
     )
@@ -85,27 +81,24 @@ def load_model(path: str) -> nn.Module:
 
 def example_of_options(options: argparse.Namespace) -> Any:
     """The example input of a model, None if it is to be guessed."""
-    if options.example is None:
-        return example_of(options.example_shape, DTYPES[options.dtype])
-    if options.example_shape is not None:
-        raise ValueError("expected --example or --example-shape; got both")
-    example = load_object(options.example)
-    return call_object(options.example) if callable(example) else example
-
-
-def example_of(shape: Sequence[int] | None, dtype: torch.dtype) -> Tensor | None:
-    """An input of that shape: random numbers, or zeros for integer dtypes."""
+    shape = options.example_shape
+    if options.example is not None:
+        if shape is not None:
+            raise ValueError("expected --example or --example-shape; got both")
+        example = load_object(options.example)
+        return call_object(options.example) if callable(example) else example
     if shape is None:
         return None
     if min(shape) < 1:
         given = " ".join(map(str, shape))
         raise ValueError(f"--example-shape: expected positive numbers; got {given}")
-    if dtype.is_floating_point:
-        return torch.randn(*shape)
-    return torch.zeros(*shape, dtype=dtype)
+    if options.dtype == "int64":
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.randn(shape)
 
 
-def run(argv: Sequence[str] | None) -> None:
+def run(argv: Sequence[str]) -> None:
+    """Raises ValueError, ImportError or OSError."""
     arguments = parser().parse_args(argv)
     if arguments.draw is not None:
         format_of(arguments.draw)
@@ -120,18 +113,3 @@ def run(argv: Sequence[str] | None) -> None:
     if arguments.draw is not None:
         draw(graph, arguments.draw, list(model.parameters()))
         print(f"drawn into {arguments.draw}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error, with one line on stderr."""
-    try:
-        run(argv)
-    except (ValueError, ImportError, OSError) as error:
-        message = shorten(str(error), 300, placeholder=" ...")
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
