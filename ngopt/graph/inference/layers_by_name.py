@@ -49,12 +49,21 @@ class LayerParameters:
 
 
 def layers_by_name(parameters: Sequence[Parameter]) -> list[LayerParameters]:
-    """Parameters of one module are one layer; a module of vectors alone is a norm."""
+    """Parameters of one module are one layer, as are those with names like
+    in_proj_weight and in_proj_bias; a module of vectors alone is a norm."""
+    rows = {p.name: p.shape[:1] for p in parameters if len(p.shape) > 1}
     modules: dict[str, dict[str, Parameter]] = {}
+    separate: dict[str, Parameter] = {}  # biases, by the names of their weights
     for parameter in parameters:
         module, _, name = parameter.name.rpartition(".")
+        weight = parameter.name.removesuffix("bias") + "weight"
+        if name.endswith("_bias") and rows.get(weight) == parameter.shape:
+            separate[weight] = parameter
+            continue
         key = module if name in ("weight", "bias") else parameter.name
         modules.setdefault(key, {})[name] = parameter
+    for weight, bias in separate.items():
+        modules[weight]["bias"] = bias
     layers = list(map(_layer_of_module, modules.values()))
     weights, shapes = [], []
     for layer in layers:
@@ -65,7 +74,7 @@ def layers_by_name(parameters: Sequence[Parameter]) -> list[LayerParameters]:
     for layer, is_in_out in zip(weights, are_in_out(shapes), strict=True):
         assert layer.weight is not None
         layer.is_in_out = is_in_out and len(layer.weight.shape) == 2
-    return _with_separate_biases(layers)
+    return layers
 
 
 def _layer_of_module(parameters: dict[str, Parameter]) -> LayerParameters:
@@ -108,24 +117,3 @@ def are_in_out(weights: Sequence[tuple[str, Shape, Shape | None]]) -> list[bool]
         is_conv1d = rows == columns and squares_are and CONV1D.search(name) is not None
         result.append(fits or is_conv1d)
     return result
-
-
-def _with_separate_biases(layers: Sequence[LayerParameters]) -> list[LayerParameters]:
-    """Joins weights and biases with names like in_proj_weight and in_proj_bias."""
-    owners: dict[str, LayerParameters] = {}
-    for layer in layers:
-        if layer.weight is not None:
-            owners[layer.weight.name.removesuffix("weight") + "bias"] = layer
-    kept = []
-    for layer in layers:
-        owner = None
-        if layer.weight is None and not layer.norms and len(layer.rest) == 1:
-            bias = layer.rest[0]
-            owner = owners.get(bias.name) if bias.name.endswith("_bias") else None
-        if owner is None or owner.weight is None or owner.bias is not None:
-            kept.append(layer)
-        elif bias.shape == owner.weight.shape[:1]:
-            owner.bias = bias
-        else:
-            kept.append(layer)
-    return kept

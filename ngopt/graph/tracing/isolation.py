@@ -86,8 +86,10 @@ def _replace_class_attributes(copier: Copier, restored: ExitStack) -> None:
         for name, value in attributes.items():
             # methods and properties are no values
             if not name.startswith("__") and not hasattr(type(value), "__get__"):
-                with suppress(AttributeError, TypeError):  # of a read-only class
-                    _set_attribute(kind, name, copier.copy(value))
+                copy = copier.copy(value)
+                if copy is not value:
+                    with suppress(AttributeError, TypeError):  # of a read-only class
+                        setattr(kind, name, copy)
 
 
 def _restore_attributes(kind: type, attributes: dict[str, Any]) -> None:
@@ -96,12 +98,8 @@ def _restore_attributes(kind: type, attributes: dict[str, Any]) -> None:
         if not name.startswith("__"):
             delattr(kind, name)
     for name, value in attributes.items():
-        _set_attribute(kind, name, value)
-
-
-def _set_attribute(kind: type, name: str, value: Any) -> None:
-    if name not in vars(kind) or vars(kind)[name] is not value:
-        setattr(kind, name, value)
+        if name not in vars(kind) or vars(kind)[name] is not value:
+            setattr(kind, name, value)
 
 
 def _caches(classes: Iterable[type], values: Iterable[Any]) -> set[Any]:
