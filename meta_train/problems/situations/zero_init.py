@@ -116,7 +116,7 @@ _estimate = maker(Situation, Objective(negative_log_likelihood), Objective(diver
 _match_views = maker(Situation, Objective(view_loss), equal_batches=True)
 
 # in turn for development, validation and test
-ZEROS_AT_FIRST = {
+PROBLEMS = {
     "zeros-scales-300": regress(affine_targets(2.0, 3.0, 18, 0.1), 32, 300, Affine, 24),
     "zeros-log-scales-200": _estimate(gaussian_targets(), 64, 200, GaussianMlp, 48),
     "zeros-scales-100": regress(

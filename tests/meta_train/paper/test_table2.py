@@ -18,7 +18,6 @@ from tests.meta_train.small import CONTRARY, TOY
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setitem(LISTS, "paper", (TOY, CONTRARY))
-    monkeypatch.setattr(table2, "PAPER", (TOY, CONTRARY))
     monkeypatch.setattr(figure3, "PROBLEM", CONTRARY)
     spec = replace(optimizers.OPTIMIZERS["adam"], lrs=(0.003, 0.03))
     monkeypatch.setitem(optimizers.OPTIMIZERS, "adam", spec)

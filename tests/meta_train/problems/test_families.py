@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train.problems import META_TRAINING
+from meta_train.problems import LISTS, PROBLEMS
 from meta_train.problems.catalogue import CnnFamily
 from tests.meta_train.small import available
 
-FAMILIES = [name for name, p in META_TRAINING.items() if isinstance(p, CnnFamily)]
+FAMILIES = [
+    name for name in LISTS["meta-training"] if isinstance(PROBLEMS[name], CnnFamily)
+]
 
 
 @pytest.fixture(params=FAMILIES)

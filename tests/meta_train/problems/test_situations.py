@@ -11,7 +11,6 @@ from torch import nn
 from meta_train.problems import load_problem
 from meta_train.problems.situations import (
     DEVELOPING,
-    KINDS,
     REAL,
     SITUATIONS,
     TESTING,
@@ -29,7 +28,6 @@ from meta_train.problems.supervised import SupervisedProblem, on_device
 
 
 def test_thirds_have_one_size():
-    assert len(KINDS) == 20
     assert [len(part) for part in (DEVELOPING, VALIDATING, TESTING)] == [35, 35, 35]
     assert set(SITUATIONS) == {*DEVELOPING, *VALIDATING, *TESTING, *REAL}
     assert len(SITUATIONS) == 105 + len(REAL)
@@ -158,7 +156,8 @@ def test_the_minimum_of_contrastive_divergence_is_zero():
 
 
 def test_contrasts_are_evaluated_at_the_batch_size_of_training():
-    for problem in KINDS["contrasts"].values():
+    for name in ("contrast-fm7", "contrast-m7", "contrast-cnn-m14"):
+        problem = variants.PROBLEMS[name]
         assert problem.evaluation_batch == problem.batch_size
 
 
@@ -245,11 +244,11 @@ def test_each_player_has_its_own_loss():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(
-    "kind", ["games", "rewards", "drift", "gradient clipping", "zeros at first"]
+    "kind", ["gan-", "bandit", "cart-", "drift-", "clip-", "zeros-"]
 )
 def test_problems_train_on_a_gpu(kind):
-    for problem in KINDS[kind].values():
-        trains_on(problem, torch.device("cuda"))
+    for name in filter(lambda name: name.startswith(kind), SITUATIONS):
+        trains_on(load_problem(name), torch.device("cuda"))
 
 
 def trains_on(problem, device):
