@@ -42,10 +42,9 @@ from meta_train.training.unroll import Optimizee, unroll, whole_run
 from meta_train.training.weights import make_learned, with_stage
 from meta_train.training.worker import (
     OptimizeeProgress,
-    ReducedResult,
+    Result,
     Worker,
     first_optimizees,
-    reduced,
 )
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -58,7 +57,7 @@ class MetaTrainer(ResumableTrainer):
     """The outer loop: unrolls optimizees, averages their meta-gradients, steps AdamW,
     validates, saves.
 
-    Every rank takes the same outer steps, and gets the `ReducedResult` of all. It keeps
+    Every rank takes the same outer steps, and gets the `Result` of all. It keeps
     the states of the optimizees that it owns.
     """
 
@@ -150,27 +149,27 @@ class MetaTrainer(ResumableTrainer):
         horizon = self.config.horizon
         log_updates(writer, self.outer_step, optimizee, self.averaged, horizon)
 
-    def step(self) -> list[ReducedResult]:
+    def step(self) -> list[Result]:
         """One outer step of all optimizees."""
         owned = [one for one in self.optimizees if self.ranks.owns(one.number)]
-        results = self.worker.run(owned)
+        made = self.worker.run(owned)
         by_number = {}
-        for optimizee, result in zip(owned, results, strict=True):
-            by_number[optimizee.number] = reduced(result, self.config.clip_norm)
+        for optimizee, (result, _) in zip(owned, made, strict=True):
+            by_number[optimizee.number] = result
         by_number = self.ranks.all_gather(by_number)
         of_all = [by_number[number] for number in range(len(self.optimizees))]
         with uninterrupted():
             self.outer_step += 1
             self._update_metanet(of_all)
             # adds a truncation to all optimizees
-            for optimizee, result in zip(owned, results, strict=True):
-                optimizee.state = result.state
+            for optimizee, (_, state) in zip(owned, made, strict=True):
+                optimizee.state = state
             for optimizee, result in zip(self.optimizees, of_all, strict=True):
                 inner_loss = result.inner_loss if result.is_usable else inf
                 optimizee.advance(result.first_loss, inner_loss, self.outer_step)
         return of_all
 
-    def _update_metanet(self, results: Sequence[ReducedResult]) -> None:
+    def _update_metanet(self, results: Sequence[Result]) -> None:
         gradients = [r.meta_gradient for r in results if r.is_usable]
         if not gradients:
             return

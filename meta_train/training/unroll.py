@@ -202,26 +202,18 @@ class Optimizee(Optimizees):
 
 
 class Stack(Optimizees):
-    """Optimizees of one problem as one, to keep a GPU busy with small networks.
+    """Optimizees of one problem with equal shapes as one, to keep a GPU busy.
 
     Values have a leading axis of optimizees.
 
     Losses and gradients are those of the optimizees to rounding, except with dropout:
     one generator draws for all.
 
-    Raises ValueError if the optimizees have different networks, or recurrent ones.
+    Raises ValueError for recurrent networks.
     """
 
     def __init__(self, optimizees: Sequence[Optimizee]):
         first = optimizees[0]
-        expected = [p.shape for p in first.model.parameters()]
-        for i, optimizee in enumerate(optimizees):
-            shapes = [p.shape for p in optimizee.model.parameters()]
-            if shapes != expected:
-                raise ValueError(
-                    f"Stack: optimizee {i}: expected parameters like those of the "
-                    f"first, {expected}; got {shapes}"
-                )
         for name, module in first.model.named_modules():
             if isinstance(module, nn.RNNBase):
                 raise ValueError(

@@ -26,15 +26,7 @@ ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es")
 
 
 class Result(NamedTuple):
-    """An optimizee after a truncation; the estimate is of it alone."""
-
-    estimate: Estimate
-    state: Any
-    first_loss: float
-
-
-class ReducedResult(NamedTuple):
-    """The result of one optimizee's truncation as all ranks have it, without its state.
+    """One optimizee's truncation as all ranks have it, without its state.
 
     is_usable: whether all numbers are finite. meta_gradient: clipped, on the CPU. norm:
     before clipping. Losses as in `Estimate`.
@@ -48,17 +40,16 @@ class ReducedResult(NamedTuple):
     meta_gradient: Tensor
 
 
-def reduced(result: Result, clip_norm: float) -> ReducedResult:
+def result_of(estimate: Estimate, first_loss: float, clip_norm: float) -> Result:
     """clip_norm: largest norm of a meta-gradient."""
-    estimate = result.estimate
     gradient = estimate.meta_gradient
     norm = gradient.norm().item()
     shrink = min(1.0, clip_norm / max(norm, 1e-12))
-    return ReducedResult(
+    return Result(
         is_usable=all(bool(values.isfinite().all()) for values in estimate),
         meta_loss=estimate.meta_loss.item(),
         inner_loss=estimate.inner_loss.item(),
-        first_loss=result.first_loss,
+        first_loss=first_loss,
         norm=norm,
         meta_gradient=(gradient * shrink).cpu(),
     )
@@ -171,8 +162,8 @@ class Worker:
         self.problems = list(map(load_problem, config.problems))
         self._optimizees: dict[int, Optimizee] = {}
 
-    def run(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
-        """The next truncation of optimizees, in their order."""
+    def run(self, jobs: Sequence[OptimizeeProgress]) -> list[tuple[Result, Any]]:
+        """The next truncation of optimizees, in their order, and their states."""
         before = self._optimizees
         self._optimizees = {}
         groups: dict[Hashable, list[int]] = defaultdict(list)
@@ -181,7 +172,7 @@ class Worker:
             self._optimizees[job.seed] = known or self.optimizee(job.seed)
             key = self._stack_key(job) if self.config.stacked else number
             groups[key].append(number)
-        results: dict[int, Result] = {}
+        results: dict[int, tuple[Result, Any]] = {}
         for numbers in groups.values():
             of_group = self.unroll([jobs[number] for number in numbers])
             results |= dict(zip(numbers, of_group, strict=True))
@@ -191,7 +182,7 @@ class Worker:
         problem = self.problems[self.problem_of(seed)]
         return Optimizee(problem, seed, self.config.autocast, self.device)
 
-    def unroll(self, jobs: Sequence[OptimizeeProgress]) -> list[Result]:
+    def unroll(self, jobs: Sequence[OptimizeeProgress]) -> list[tuple[Result, Any]]:
         """One truncation of optimizees that can be stacked."""
         config = self.config
         learned = self.learned
@@ -217,7 +208,7 @@ class Worker:
             estimates = [estimator.estimate(optimizees[0], learned, states[0], steps)]
         results = []
         for (estimate, state), loss in zip(estimates, first_losses, strict=True):
-            results.append(Result(estimate, state, loss))
+            results.append((result_of(estimate, loss, config.clip_norm), state))
         return results
 
     def first_loss(self, optimizee: Optimizee) -> float:

@@ -122,16 +122,6 @@ def test_dropout_differs_between_optimizees():
     assert torch.equal(losses, again)
 
 
-def test_different_networks():
-    optimizees = [
-        Optimizee(Regression(layers), seed=1)
-        for layers in (None, lambda: nn.Linear(3, 2))
-    ]
-    message = r"Stack: optimizee 1: expected .*\[4, 3\].*; got .*\[2, 3\]"
-    with pytest.raises(ValueError, match=message):
-        Stack(optimizees)
-
-
 stacked_config = partial(config, outer_steps=4, optimizees=5, metanet="ng-gnn")
 
 

@@ -15,7 +15,7 @@ from meta_train.training import train
 from meta_train.training.estimators import Estimate
 from meta_train.training.train import Config, MetaTrainer, learning_rate_factor
 from meta_train.training.unroll import Optimizee, whole_run
-from meta_train.training.worker import ESTIMATORS, Result, reduced
+from meta_train.training.worker import ESTIMATORS, result_of
 from ngopt import load_pretrained
 from ngopt.metanets import FeedForward
 from tests.graph_checks import assert_equal
@@ -243,7 +243,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 
 def reduced_to(gradient, meta_loss=1.0, inner_loss=1.0):
     estimate = Estimate(*map(torch.tensor, (gradient, meta_loss, inner_loss)))
-    return reduced(Result(estimate, None, 1.0), 1.0)
+    return result_of(estimate, 1.0, 1.0)
 
 
 def test_unusable_estimates_and_clipping():
