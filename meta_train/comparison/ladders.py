@@ -10,11 +10,10 @@ and a picture of each family into its folder; the same command resumes.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, product
-from math import inf, isfinite, log2
+from itertools import chain, islice, product
+from math import isfinite, log2
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import DEFAULT, Run
 from meta_train.comparison.optimizers import load_optimizer
+from meta_train.comparison.report import mean_validation_losses
 from meta_train.comparison.runs import execute
 from meta_train.problems import load_problem
 from meta_train.problems.ladders import AXES, FAMILIES, ladder
@@ -56,19 +56,9 @@ class Config:
             check_choice("optimizers", name, (DEFAULT, *BASELINES))
 
 
-class Rung(NamedTuple):
-    """A problem on a ladder, and an optimizer that trains it."""
-
-    family: str
-    axis: str
-    value: int
-    problem: str
-    optimizer: str
-
-
 @dataclass(frozen=True)
 class Cell:
-    """Losses of an optimizer on one rung of a ladder."""
+    """Losses of an optimizer on one rung of a ladder; none before it is measured."""
 
     family: str
     axis: str
@@ -104,27 +94,22 @@ class Cell:
         }
 
 
-def plan(problem: str, optimizer: str, seeds: int) -> dict[float, list[Run]]:
-    """Runs by multiplier or learning rate, ascending."""
+def plan(problem: str, optimizer: str, seeds: int) -> list[Run]:
+    """Runs at all multipliers of the default, which are its `lr`, or learning rates."""
     steps = load_problem(problem).steps
-    runs: dict[float, list[Run]] = {}
-    for rate in rates_of(optimizer):
+    is_default = optimizer == DEFAULT
+    runs = []
+    for rate in MULTIPLIERS if is_default else load_optimizer(optimizer).lrs:
         name = optimizer
-        if optimizer == DEFAULT and rate != 1:
+        if is_default and rate != 1:
             name = f"{DEFAULT}:scale={rate:g}"
         spec = load_optimizer(name)
-        lr = spec.lr if optimizer == DEFAULT else rate
-        first = Run(problem, name, lr, spec.weights, 0, steps, "tuning")
-        runs[rate] = [replace(first, seed=seed) for seed in range(seeds)]
+        first = Run(problem, name, rate, spec.weights, 0, steps, "tuning")
+        runs += [replace(first, seed=seed) for seed in range(seeds)]
     return runs
 
 
-def rates_of(optimizer: str) -> Sequence[float]:
-    """Multipliers of the default, learning rates of others."""
-    return MULTIPLIERS if optimizer == DEFAULT else load_optimizer(optimizer).lrs
-
-
-def rungs_of(config: Config) -> list[Rung]:
+def rungs_of(config: Config) -> list[Cell]:
     """All rungs of the default; of other optimizers those at the ends of ladders."""
     rungs = []
     for optimizer, family, axis in product(config.optimizers, config.families, AXES):
@@ -132,33 +117,26 @@ def rungs_of(config: Config) -> list[Rung]:
         if optimizer != DEFAULT:
             problems = [problems[0], problems[-1]]
         for value, problem in problems:
-            rungs.append(Rung(family, axis, value, problem, optimizer))
+            rungs.append(Cell(family, axis, value, problem, optimizer, {}))
     return rungs
 
 
 def measure(config: Config) -> list[Cell]:
     """Trains what is not on record yet."""
     rungs = rungs_of(config)
-    planned = {}  # runs by rate; the base of a family is on four ladders
-    for rung in rungs:
-        key = rung.problem, rung.optimizer
-        if key not in planned:
-            planned[key] = plan(*key, config.seeds)
-    by_rate = chain.from_iterable(runs.values() for runs in planned.values())
-    runs = list(chain.from_iterable(by_rate))
+    # each once; the base of a family is on four ladders
+    keys = dict.fromkeys((rung.problem, rung.optimizer) for rung in rungs)
+    planned = {key: plan(*key, config.seeds) for key in keys}
+    runs = list(chain.from_iterable(planned.values()))
     with tqdm(total=len(runs), unit="run") as bar:
-        records = execute(runs, Path(config.folder, "records"), config.processes, bar)
+        made = execute(runs, Path(config.folder, "records"), config.processes, bar)
+    records = iter(made)
     losses = {}
-    for run, record in zip(runs, records, strict=True):
-        loss = record["validation"]["loss"]
-        losses[run] = inf if loss is None else loss
-    cells = []
-    for rung in rungs:
-        means = {}
-        for rate, of_rate in planned[rung.problem, rung.optimizer].items():
-            means[rate] = fmean(losses[run] for run in of_rate)
-        cells.append(Cell(**rung._asdict(), losses=means))
-    return cells
+    for key, of_rung in planned.items():
+        losses[key] = mean_validation_losses(list(islice(records, len(of_rung))))
+    return [
+        replace(rung, losses=losses[rung.problem, rung.optimizer]) for rung in rungs
+    ]
 
 
 def overview(cells: Sequence[Cell]) -> list[dict[str, str]]:
