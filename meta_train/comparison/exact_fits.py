@@ -58,8 +58,6 @@ class Config:
     """Steps of a training."""
     seeds: int = 3
     """Trainings per problem, horizon and optimizer, with seeds from 0."""
-    ours: bool = True
-    """Train the default too; without it the baselines alone."""
     renew: bool = False
     """Train the default again, as after a change of its code."""
     folder: str = "results/exact_fits"
@@ -156,7 +154,7 @@ def train_all(config: Config) -> list[dict[str, Any]]:
         stored = read_json(path, "results")
     if config.renew or stored["weights"] != weights:
         stored |= {"ours": {}, "weights": weights}
-    optimizers = {**BASELINES, **OURS} if config.ours else BASELINES
+    optimizers = {**BASELINES, **OURS}
     cells = product(problem_names(config.problems), config.horizons, optimizers)
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     bar = tqdm(list(cells), unit="cell")
@@ -181,8 +179,6 @@ def train_all(config: Config) -> list[dict[str, Any]]:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """How the default compares with the tuned Adam, in a sentence."""
-    if "excess" not in rows[0]:
-        return f"{len(rows)} cells of baselines."
     level = fmean(row["excess"] <= 0 for row in rows)
     worst = max(rows, key=lambda row: row["excess"])
     near = fmean(row["plain"] <= row["adam"] + NEAR for row in rows)

@@ -245,7 +245,6 @@ _adamw_wide = with_cosine(from_torch(AdamW, weight_decay=WEIGHT_DECAY))
 _adam_games = with_cosine(from_torch(Adam, betas=(0.5, 0.999)))
 _muon_cosine = with_cosine(_muon)
 _kl_soap = partial(soap, kind="KLSOAP")
-_muon_adamw_cosine = with_cosine(_muon_at_adams_rate)
 _celo2_cosine = with_cosine(_celo2)
 _celo2_base = with_cosine(partial(_celo2, orthogonalize=False))
 

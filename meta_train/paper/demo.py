@@ -14,8 +14,8 @@ from tqdm import tqdm
 from harness import cli
 from harness.files import make_folder, write_json
 from harness.tables import text_table
-from meta_train.comparison.inner_training import Record, Run, train
-from meta_train.comparison.optimizers import import_metanet, load_optimizer
+from meta_train.comparison.inner_training import DEFAULT, Record, Run, train
+from meta_train.comparison.optimizers import load_optimizer
 from meta_train.comparison.plots import plot_curves
 
 PROBLEM = "fm-16"
@@ -30,30 +30,19 @@ class Config:
 
     steps: int = 1000
     """Updates per optimizer."""
-    weights: str = "default"
-    """Bundled weights, or a weights file, for NGOptimizer."""
     seed: int = 0
     folder: str = "runs/demo"
-    metanet: str | None = None
-    """module:Class of your own metanet, which is imported, where weights name one."""
 
 
 def demo(config: Config) -> dict[str, Record]:
-    """Trains with all three optimizers. Returns their records by label.
-
-    Raises ValueError if there are no such weights.
-    """
-    import_metanet(config.metanet)
-    learned = load_optimizer(config.weights)
+    """Trains with all three optimizers. Returns their records by label."""
     size = (config.seed, config.steps, "evaluation", max(config.steps // 20, 1))
     runs = {}
     for name, (optimizer, lr) in TUNED.items():
         label = f"{name} (tuned: lr {lr:g}, cosine)"
         runs[label] = Run(PROBLEM, optimizer, lr, None, *size)
-    kind = "untuned" if config.weights == "default" else config.weights
-    runs[f"NGOptimizer ({kind})"] = Run(
-        PROBLEM, learned.name, None, learned.weights, *size, traced=learned.traced
-    )
+    weights = load_optimizer(DEFAULT).weights
+    runs["NGOptimizer (untuned)"] = Run(PROBLEM, DEFAULT, None, weights, *size)
     return {label: train_with_bar(label, run) for label, run in runs.items()}
 
 

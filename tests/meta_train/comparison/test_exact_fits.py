@@ -50,7 +50,7 @@ def test_losses_are_bounded():
 
 
 def test_adam_has_its_best_settings(config):
-    (row,) = train_all(replace(config, ours=False))
+    (row,) = train_all(config)
     result = results(config)["baselines"][f"{NAME} 4 adam"]
     assert row["adam"] == pytest.approx(min(result["grid"]), abs=0.006)
     assert len(result["grid"]) == 22
@@ -76,15 +76,14 @@ def test_schedule_and_average_differ_from_raw_weights(config):
 
 
 def test_finished_cells_are_read(config, trained):
-    rows = train_all(replace(config, ours=False))
-    assert trained == ["adam", "l-bfgs"]
-    assert rows == train_all(replace(config, ours=False))
-    train_all(config)
-    assert trained == ["adam", "l-bfgs", "total_steps", "plain"]
-    train_all(replace(config, horizons=(4, 5), ours=False))
-    assert trained[4:] == ["adam", "l-bfgs"]
-    train_all(replace(config, seeds=1, ours=False))
-    assert trained[6:] == ["adam", "l-bfgs"]
+    names = ["adam", "l-bfgs", "total_steps", "plain"]
+    rows = train_all(config)
+    assert trained == names
+    assert rows == train_all(config)
+    train_all(replace(config, horizons=(4, 5)))
+    assert trained == 2 * names
+    train_all(replace(config, seeds=1))
+    assert trained == 3 * names
 
 
 def test_another_rule_trains_the_default_alone(config, trained, monkeypatch):

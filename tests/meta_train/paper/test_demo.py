@@ -9,17 +9,17 @@ from tests.meta_train.small import TOY
 
 
 def test_the_demonstration_writes_a_table_a_picture_and_results(
-    tmp_path, ff_weights, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
     folder = tmp_path / "demo"
     monkeypatch.setattr(demo, "PROBLEM", TOY)
-    demo.run(demo.Config(steps=40, weights=ff_weights, folder=str(folder)))
+    demo.run(demo.Config(steps=40, folder=str(folder)))
     records = json.loads((folder / "results.json").read_text())["records"]
     adam, muon, learned = records.values()
     assert list(records) == [
         "Adam (tuned: lr 0.04, cosine)",
         "Muon (tuned: lr 0.05, cosine)",
-        f"NGOptimizer ({ff_weights})",
+        "NGOptimizer (untuned)",
     ]
     for record, *expected in ((adam, "adam-cosine", 0.04), (muon, "muon-cosine", 0.05)):
         run = record["run"]
@@ -49,8 +49,3 @@ def test_file_in_place_of_the_folder_is_an_error_before_any_run(tmp_path, monkey
     file.touch()
     with pytest.raises(ValueError, match=f"folder '{file}': expected a folder"):
         demo.run(demo.Config(folder=str(file)))
-
-
-def test_missing_weights_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="'nowhere'"):
-        demo.demo(demo.Config(weights="nowhere", folder=str(tmp_path)))
