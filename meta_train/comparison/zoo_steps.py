@@ -22,6 +22,7 @@ from harness.tables import markdown_table, text_table
 from meta_train.comparison.exact_fits import BETA1S, LRS, train_default
 from meta_train.comparison.stacked_adam import constant_factor, train_copies
 from meta_train.problems import exact
+from meta_train.problems.supervised import on_itself
 from tasks.networks.siren import Siren
 from tasks.shards import SPLITS
 from tasks.sources.signals import load_signals
@@ -44,7 +45,7 @@ def signal_fits(data: str, count: int) -> Iterator[Any]:
     signals = load_signals(data, dict.fromkeys(SPLITS, count), seed=0)["train"]
     widths = signals.points.shape[1], 32, 32, 1
     for values in signals.values(torch.arange(count)):
-        splits = exact.on_itself(signals.points, values.mT)
+        splits = on_itself(signals.points, values.mT)
         yield exact.fit(partial(lambda s: s, splits), Siren, widths)
 
 

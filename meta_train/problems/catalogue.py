@@ -16,16 +16,17 @@ from meta_train.problems.images import (
     CIFAR,
     CIFAR_16,
     FASHION,
+    FASHION_7,
     FASHION_14,
     GRAY_16,
     MNIST,
     MNIST_7,
     MNIST_14,
     brightest_pixels,
-    diffused_images,
+    diffused,
     images,
     lower_brightness,
-    noisy_images,
+    noisy,
     picture,
     picture_slopes,
     pixels,
@@ -154,7 +155,7 @@ _DEVELOPMENT = {
         lambda: pixels("mnist"), 128, 1000, autoencoder, (784, 128, 64, 16), (1, 28, 28)
     ),
     "siren-slopes": regress(
-        lambda: picture_slopes(23), None, 1000, SirenSlopes, (2, 28, 28, 1)
+        partial(picture_slopes, 23), None, 1000, SirenSlopes, (2, 28, 28, 1)
     ),
     "mixer-c16": classify(CIFAR_16, 64, 600, Mixer, 3, 16, 4, 48, 2),
 }
@@ -178,21 +179,17 @@ _META_VALIDATION = {
     "autoencoder-conv-fm28": reconstruct(
         lambda: pixels("fashion-mnist"), 64, 500, convolutional_autoencoder, (8, 16), 16
     ),
-    "siren-rgb": regress(
-        lambda: picture(11, gray=False), None, 1000, Siren, (2, 64, 64, 3)
-    ),
+    "siren-rgb": regress(partial(picture, 11), None, 1000, Siren, (2, 64, 64, 3)),
 }
 
 # Measured once, at the end; nothing is chosen on them. The first ten are of families
 # that are in neither of the lists above, the others have other sizes and data.
 _META_TEST = {
     "points-m14": classify(
-        lambda: brightest_pixels("mnist", 2, 48), 64, 800, PointSet, 3, 48, 10
+        brightest_pixels(MNIST_14, 48), 64, 800, PointSet, 3, 48, 10
     ),
     "wave-fm14": classify(FASHION_14, 64, 800, wave_cnn, (1, 16, 24, 32)),
-    "unet-c16": regress(
-        lambda: noisy_images("cifar10", 2, gray=True), 32, 500, UNet, 8
-    ),
+    "unet-c16": regress(noisy(GRAY_16), 32, 500, UNet, 8),
     "vae-m14": encode(
         lambda: pixels("mnist", 2), 64, 1000, VariationalAutoencoder, 196, 96, 8
     ),
@@ -205,10 +202,10 @@ _META_TEST = {
     ),
     "contrast-fm14": contrast(FASHION_14, 128, 1000, mlp, (196, 128, 64, 16)),
     "quantiles-fm28": predict_quantiles(
-        lambda: lower_brightness("fashion-mnist"), 32, 2000, mlp, (28, 64, 64, 3)
+        lower_brightness(FASHION_7), 32, 2000, mlp, (28, 64, 64, 3)
     ),
     "diffusion-m14": regress(
-        lambda: diffused_images("mnist", 2), 128, 1000, ResidualDenoiser, 196, 96, 2
+        diffused(MNIST_14), 128, 1000, ResidualDenoiser, 196, 96, 2
     ),
     "gpt-long-text": classify(TEXT_96, 8, 500, Gpt, VOCABULARY, 96, 48, 4, 3),
     "resnet-c32": classify(CIFAR, 32, 400, residual_cnn, 3, (8, 16, 32)),

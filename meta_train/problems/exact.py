@@ -17,7 +17,7 @@ from meta_train.problems.images import picture, pixels, pooled_splits
 from meta_train.problems.networks.dense import Siren, autoencoder, mlp
 from meta_train.problems.situations import equations, generated
 from meta_train.problems.situations.equations import Equation, Solver
-from meta_train.problems.supervised import Batch, Data, Examples, Splits
+from meta_train.problems.supervised import Batch, Data, Examples, Splits, on_itself
 from tasks.networks.siren import pixel_grid
 
 POINTS = 512  # of a sound or of distances
@@ -26,11 +26,6 @@ FEATURES = 5 * pi * generated.fixed(2, 64, seed=31)
 # Sounds need faster sines: Sitzmann et al. 2020, too, scale time.
 TIME_SCALE = 10.0
 CIRCLES = (-0.4, -0.3, 0.35), (0.4, 0.2, 0.25), (-0.1, 0.6, 0.2)  # centre and radius
-
-
-def on_itself(inputs: Tensor, targets: Tensor) -> Splits:
-    """The same examples for training, validation and test."""
-    return Splits(*[supervised.tensor_examples(inputs, targets)] * 3)
 
 
 def few(data: Data, count: int) -> Data:
@@ -105,7 +100,7 @@ def solve(equation: Equation) -> supervised.SupervisedProblem:
 
 IMAGE_28 = partial(mosaic, "fashion-mnist", 1)
 IMAGE_14 = partial(mosaic, "fashion-mnist", 2)
-COLOURS_32 = partial(picture, 11, gray=False)
+COLOURS_32 = partial(picture, 11)
 COLOURS_64 = partial(mosaic, "cifar10", 1, 4)
 PIXELS_14 = few(partial(pixels, "fashion-mnist", 2), 16)
 

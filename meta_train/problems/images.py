@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.image_datasets import Split, load_dataset
-from meta_train.problems.supervised import Batch, Examples, Splits, tensor_examples
+from meta_train.problems.supervised import Batch, Data, Examples, Splits, on_itself
 from tasks.networks.siren import pixel_grid
 
-NOISE = 0.5  # standard deviation of `noisy_images`, of normalised pixels
+NOISE = 0.5  # standard deviation of `noisy` images, of normalised pixels
 
 
 @cache
@@ -50,25 +50,25 @@ def images(name: str, pool: int = 1, gray: bool = False) -> Splits:
 
 
 @cache
-def pixels(name: str, pool: int = 1, gray: bool = False) -> Splits:
+def pixels(name: str, pool: int = 1) -> Splits:
     """Images as in `images` with pixels in [0, 1]; the targets are the inputs."""
     examples = []
-    for split in pooled_splits(name, pool, gray):
+    for split in pooled_splits(name, pool, gray=False):
         unnormalised = replace(split, mean=(0.0,), std=(1.0,))
         examples.append(Examples(len(split), unnormalised.batch))
     return Splits(*examples).map(lambda pixels, labels: (pixels, pixels))
 
 
-@cache
-def noisy_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
+def noisy(data: Data) -> Data:
     """Images with normal noise; the targets are the images without noise."""
-    return images(name, pool, gray).map(
-        lambda images, labels: (images + NOISE * torch.randn_like(images), images)
-    )
+
+    def add_noise(images: Tensor, labels: Tensor) -> Batch:
+        return images + NOISE * torch.randn_like(images), images
+
+    return lambda: data().map(add_noise)
 
 
-@cache
-def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
+def diffused(data: Data) -> Data:
     """Images mixed with normal noise at random levels; the targets are the noise.
 
     Keeps the variance by a cosine schedule (Nichol and Dhariwal 2021).
@@ -82,11 +82,10 @@ def diffused_images(name: str, pool: int = 1, gray: bool = False) -> Splits:
         angles = 0.5 * pi * levels[..., None, None]
         return (angles.cos() * images + angles.sin() * noise, levels), noise
 
-    return images(name, pool, gray).map(diffuse)
+    return lambda: data().map(diffuse)
 
 
-@cache
-def brightest_pixels(name: str, pool: int, count: int) -> Splits:
+def brightest_pixels(data: Data, count: int) -> Data:
     """Row, column and value of an image's brightest pixels, as points (b, count, 3)."""
 
     def as_points(images: Tensor, labels: Tensor) -> Batch:
@@ -95,50 +94,45 @@ def brightest_pixels(name: str, pool: int, count: int) -> Splits:
         positions = pixel_grid(side, side)[indices]  # (b, count, 2)
         return torch.cat([positions, brightness[..., None]], -1), labels
 
-    return images(name, pool).map(as_points)
+    return lambda: data().map(as_points)
 
 
-@cache
-def lower_brightness(name: str) -> Splits:
-    """Predicts the mean of an image's lower half from its upper half.
+def lower_brightness(data: Data) -> Data:
+    """Predicts the mean of the lower half of 7x7 pixels from the upper half.
 
-    inputs: the upper four rows of 7x7 pixels, (b, 28); targets: (b, 1)
+    inputs: the upper four rows, (b, 28); targets: (b, 1)
     """
 
     def halves(images: Tensor, labels: Tensor) -> Batch:
-        upper, lower = images.flatten(1).split([28, 21], 1)  # rows of 7 squares
+        upper, lower = images.flatten(1).split([28, 21], 1)
         return upper, lower.mean(1, keepdim=True)
 
-    return images(name, 4).map(halves)
+    return lambda: data().map(halves)
 
 
 @cache
-def picture(index: int, gray: bool) -> Splits:
-    """Pixels (1024, channels) in [-1, 1] as a function of coordinates (1024, 2).
+def picture(index: int) -> Splits:
+    """Pixels (1024, 3) in [-1, 1] as a function of coordinates (1024, 2).
 
     The image is one training image of CIFAR-10, the same for all seeds. The problem is
     to fit it, so all three splits are the same points.
     """
     image = load_dataset("cifar10").train.images[index]  # (3, 32, 32)
-    image = image.float() / 127.5 - 1
-    if gray:
-        image = image.mean(0, keepdim=True)
-    points = tensor_examples(pixel_grid(32, 32), image.flatten(1).mT.contiguous())
-    return Splits(points, points, points)
+    colours = (image.float() / 127.5 - 1).flatten(1).mT
+    return on_itself(pixel_grid(32, 32), colours.contiguous())
 
 
 @cache
 def picture_slopes(index: int) -> Splits:
-    """Central differences (1024, 2) of a gray image; inputs as in `picture`."""
-    _, pixels = picture(index, gray=True).train.batch(torch.arange(1024))
-    image = pixels.view(1, 1, 32, 32)
+    """Central differences (1024, 2) of a `picture` in gray."""
+    points, pixels = picture(index).train.batch(torch.arange(1024))
+    image = pixels.mT.mean(0).view(1, 1, 32, 32)
     tall = F.pad(image, (0, 0, 1, 1), "replicate")
     wide = F.pad(image, (1, 1, 0, 0), "replicate")
     rows = tall[:, :, 2:] - tall[:, :, :-2]
     columns = wide[..., 2:] - wide[..., :-2]
     slopes = torch.stack([rows.flatten(), columns.flatten()], 1)
-    points = tensor_examples(pixel_grid(32, 32), slopes)
-    return Splits(points, points, points)
+    return on_itself(points, slopes)
 
 
 MNIST = partial(images, "mnist")

@@ -55,6 +55,11 @@ def tensor_examples(inputs: Tensor, targets: Tensor) -> Examples:
     return Examples(len(inputs), lambda indices: (inputs[indices], targets[indices]))
 
 
+def on_itself(inputs: Tensor, targets: Tensor) -> Splits:
+    """The same examples for training, validation and test."""
+    return Splits(*[tensor_examples(inputs, targets)] * 3)
+
+
 Data = Callable[[], Splits]
 """Makes or loads the splits; called often, so it should be cached."""
 

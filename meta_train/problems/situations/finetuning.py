@@ -89,37 +89,27 @@ def negatives() -> Splits:
 
 
 class Lora(nn.Module):
-    """A frozen linear layer plus the product of two matrices (Hu et al. 2022).
+    """A frozen linear layer plus the product of two matrices (Hu et al. 2022)."""
 
-    scale: factor of the product.
-    """
-
-    def __init__(self, layer: nn.Linear, rank: int, scale: float = LORA_SCALE):
+    def __init__(self, layer: nn.Linear, rank: int):
         super().__init__()
         self.layer = layer
-        self.scale = scale
         self.down = nn.Linear(layer.in_features, rank, bias=False)
         self.up = nn.Linear(rank, layer.out_features, bias=False)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + self.scale * self.up(self.down(x))
+        return self.layer(x) + LORA_SCALE * self.up(self.down(x))
 
 
 def with_lora(network: str, rank: int) -> nn.Module:
     """A frozen pretrained network with trainable LoRA matrices at its linear layers."""
-    model = pretrained(network)
-    add_lora(model, rank)
-    return model
-
-
-def add_lora(model: nn.Module, rank: int, scale: float = LORA_SCALE) -> None:
-    """Freezes a network, and puts a `Lora` around each of its linear layers."""
-    model.requires_grad_(False)
+    model = pretrained(network).requires_grad_(False)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, Lora(child, rank, scale))
+                setattr(parent, name, Lora(child, rank))
+    return model
 
 
 class Adapter(nn.Module):

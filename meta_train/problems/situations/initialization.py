@@ -62,11 +62,10 @@ xavier_uniform = partial(initialised, nn.init.xavier_uniform_)
 orthogonal = partial(initialised, nn.init.orthogonal_)
 orthogonal_relu = partial(initialised, partial(nn.init.orthogonal_, gain=sqrt(2)))
 orthogonal_tanh = partial(initialised, partial(nn.init.orthogonal_, gain=5 / 3))
-
-
-def lecun_normal(weight: Tensor) -> None:
-    """Variance 1 / fan_in, as muP's hidden weights (Yang et al. 2022)."""
-    nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+lecun_normal = partial(
+    initialised, partial(nn.init.kaiming_normal_, nonlinearity="linear")
+)
+"""Variance 1 / fan_in, as muP's hidden weights (Yang et al. 2022)."""
 
 
 @torch.no_grad()
@@ -100,7 +99,7 @@ def with_zero_branches(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def mup_mlp(widths: tuple[int, ...]) -> nn.Module:
     """An MLP with muP's initialisation: the last layer's scale is 1 / fan_in."""
-    model = initialised(lecun_normal, mlp, widths)
+    model = lecun_normal(mlp, widths)
     last = model[-1]
     assert isinstance(last, nn.Linear)
     last.weight /= sqrt(last.in_features)

@@ -47,7 +47,7 @@ PROBLEMS = {
     "long-distances-10000": regress(distances, 32, 10000, mlp, (6, 48, 48, 4), nn.SiLU),
     "batch-1": classify(MNIST_7, 1, 2000, mlp, (49, 32, 10)),
     "batch-1-brightness": regress(
-        lambda: lower_brightness("mnist"), 1, 2000, mlp, (28, 48, 1), nn.GELU
+        lower_brightness(MNIST_7), 1, 2000, mlp, (28, 48, 1), nn.GELU
     ),
     "batch-2-cnn": classify(MNIST_14, 2, 1000, plain_cnn, (1, 12, 24), (5, 3)),
     "batch-full-m7": classify(first(MNIST_7, 4000), None, 150, mlp, (49, 64, 10)),

@@ -10,7 +10,7 @@ from meta_train.problems.networks.convolutional import wave_cnn
 from meta_train.problems.networks.sequential import RowRnn
 from meta_train.problems.situations.packaged import packaged
 from meta_train.problems.situations.problems import classify, regress
-from meta_train.problems.situations.real_tables import divided
+from meta_train.problems.situations.tables import divided
 from meta_train.problems.supervised import Examples, Splits, tensor_examples
 
 FOLDER = "datasets/data"

@@ -1,4 +1,10 @@
-"""Matrix factorisation, rare tokens, and columns with different units."""
+"""Matrix factorisation, rare tokens, and columns with different units.
+
+Real tables are those of scikit-learn.
+"""
+
+from functools import cache
+from itertools import starmap
 
 import torch
 from torch import Tensor, nn
@@ -6,8 +12,7 @@ from torch import Tensor, nn
 from meta_train.problems.networks.dense import mlp
 from meta_train.problems.situations.generated import fixed, generated
 from meta_train.problems.situations.problems import classify, regress
-from meta_train.problems.situations.real_tables import real_table
-from meta_train.problems.supervised import Batch, Data
+from meta_train.problems.supervised import Batch, Data, Splits, tensor_examples
 
 
 class Factors(nn.Module):
@@ -158,6 +163,37 @@ def unscaled_classes(columns: int, decades: float, seed: int) -> Data:
         return unit * x, torch.cdist(x, centres).argmin(1)
 
     return generated(draw)
+
+
+@cache
+def real_table(name: str) -> Splits:
+    """Unscaled columns (n, d) of "breast_cancer", "diabetes" or "wine".
+
+    Targets are labels (n,). Those of "diabetes" are numbers (n, 1) with mean 0 and
+    variance 1.
+    """
+    import sklearn.datasets as datasets
+
+    options = {"scaled": False} if name == "diabetes" else {}
+    table = getattr(datasets, f"load_{name}")(**options)
+    columns = torch.tensor(table.data, dtype=torch.float32)
+    targets = torch.tensor(table.target)
+    if targets.is_floating_point():
+        targets = (targets - targets.mean()) / targets.std()
+        targets = targets.float()[:, None]
+    return divided(columns, targets)
+
+
+def divided(inputs: Tensor, targets: Tensor) -> Splits:
+    """Half of the rows for training, a quarter each for validation and test.
+
+    The rows are permuted; the permutation is fixed.
+    """
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(26))
+    quarter = len(order) // 4
+    sizes = [len(order) - 2 * quarter, quarter, quarter]
+    pairs = zip(inputs[order].split(sizes), targets[order].split(sizes), strict=True)
+    return Splits(*starmap(tensor_examples, pairs))
 
 
 # of each kind in turn for development, validation and test

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,8 +10,6 @@ CACHED = (
     module.pooled_splits,
     module.images,
     module.pixels,
-    module.noisy_images,
-    module.brightest_pixels,
     module.picture,
     module.picture_slopes,
 )
@@ -65,7 +65,7 @@ def test_pixels_are_between_zero_and_one_and_equal_the_targets(small):
 
 def test_the_denoisers_target_is_the_image_without_noise(small):
     indices = torch.arange(8)
-    noisy, clean = module.noisy_images("s").train.batch(indices)
+    noisy, clean = module.noisy(partial(module.images, "s"))().train.batch(indices)
     assert torch.equal(clean, small.batch(indices)[0])
     assert (noisy - clean).std().item() == pytest.approx(module.NOISE, rel=0.2)
 
@@ -73,7 +73,8 @@ def test_the_denoisers_target_is_the_image_without_noise(small):
 def test_points_are_positions_and_values_of_the_brightest_pixels(small):
     small.images[0, 0, 1, 2] = 255
     small.images[:, 1] = 0
-    points, _ = module.brightest_pixels("s", 1, 1).train.batch(torch.tensor([0]))
+    data = module.brightest_pixels(partial(module.images, "s"), 1)
+    points, _ = data().train.batch(torch.tensor([0]))
     channel = (255 / 255 - 0.2) / 0.5
     assert points[0, 0].tolist() == pytest.approx([-1 / 3, 1 / 3, channel])
 
