@@ -9,7 +9,7 @@ import tyro
 from meta_train.comparison import inner_training, leaderboard, optimizers, runs
 from meta_train.comparison.leaderboard import Config, compare, plan_tuning
 from meta_train.comparison.runs import Run, execute, read_records, train
-from meta_train.problems import META_TEST, problem_names
+from meta_train.problems import LISTS, problem_names
 from ngopt.metanets import NeuralFunctional
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
@@ -209,7 +209,7 @@ def test_a_diverged_run_is_written_as_null(config, monkeypatch):
 
 def test_rankings_are_over_each_list_and_all_problems():
     names = problem_names(("paper", "fm-16", "meta-test"))
-    assert names == ("fm-16", "c10-32", *META_TEST)
+    assert names == ("fm-16", "c10-32", *LISTS["meta-test"])
     assert list(Config(problems=("paper",)).groups()) == ["paper"]
     assert list(Config(problems=("fm-16", "fm-8")).groups()) == ["all problems"]
     groups = Config(problems=("paper", "meta-test", "fm-8")).groups()
@@ -269,7 +269,7 @@ def test_default_optimizers_and_problems():
     specs = [optimizers.load_optimizer(name) for name in config.optimizers]
     untuned = {spec.name for spec in specs if not spec.lrs}
     assert untuned == {"adam-default", "muon-default", "ng-gnn", "default"}
-    assert problem_names(config.problems) == ("fm-16", "c10-32", *META_TEST)
+    assert problem_names(config.problems) == ("fm-16", "c10-32", *LISTS["meta-test"])
     assert leaderboard.REFERENCE in config.optimizers
 
 
