@@ -19,6 +19,8 @@ from meta_train.specialize.hand_rules import KINDS, rules_of_search, tuned
 from meta_train.specialize.report import Level, measure, rows_of
 from meta_train.specialize.run import SEARCH_MEMBERS, TEST_SEEDS
 from ngopt.pretrained import load_pretrained
+from ngopt.soap.soap import Soap
+from ngopt.specialized.first_order import FirstOrder
 from ngopt.specialized.storage import HandRule, rates_of, with_rates
 
 HORIZONS = 50, 100
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rule", type=Path, default=default)
     rule = load_pretrained(parser.parse_args().rule)
     rates = rates_of(rule)
+    assert isinstance(rule, Soap | FirstOrder) and rates is not None
     family = Family("MNIST", digits)
 
     def loss(hand_rule: HandRule) -> float:
