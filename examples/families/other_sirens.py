@@ -34,7 +34,7 @@ def digits(seed: int) -> tuple:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).with_name("sirens.safetensors")
     parser.add_argument("--rule", type=Path, default=default)
     rule = load_pretrained(parser.parse_args().rule)
