@@ -114,7 +114,7 @@ class NGOptimizer(Optimizer):
         scale: float = 1.0,
         model: nn.Module | None = None,
         graph: NeuralGraph | None = None,
-        rule: str | os.PathLike | SoapConfig | Metanet | UpdateRule = "default",
+        rule: str | os.PathLike[str] | SoapConfig | Metanet | UpdateRule = "default",
         total_steps: int | None = None,
         maximize: bool = False,
         compute_dtype: torch.dtype | None = None,
@@ -126,7 +126,7 @@ class NGOptimizer(Optimizer):
             raise ValueError("NGOptimizer: expected model or graph; got both")
         arguments.check_names(others)
         arguments.check_no_module(params)
-        self.rule = as_rule(rule)
+        self.rule: UpdateRule = as_rule(rule)
         self._name = name_of(rule)
         self.compute_dtype = compute_dtype
         arguments.check_compute_dtype(compute_dtype, self.rule)

@@ -48,7 +48,7 @@ Pretrained = Soap | LearnedOptimizer | FirstOrder
 """What a weights file may contain."""
 
 
-def load_pretrained(name: str | os.PathLike = DEFAULT) -> Pretrained:
+def load_pretrained(name: str | os.PathLike[str] = DEFAULT) -> Pretrained:
     """The rule of a bundled name ("soap" is the default) or of a weights file.
 
     Its metanet is in float32 on the CPU and needs no gradients. A metanet of your own,
@@ -150,7 +150,7 @@ def as_rule(rule: Any) -> UpdateRule:
     return load_pretrained(rule)
 
 
-def save_pretrained(rule: Pretrained, path: str | os.PathLike) -> None:
+def save_pretrained(rule: Pretrained, path: str | os.PathLike[str]) -> None:
     """Writes a weights file atomically.
 
     Raises:
