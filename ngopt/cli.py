@@ -109,12 +109,14 @@ def describe(weights: str) -> dict[str, Any]:
     recipe, table = recipe_and_table(rule)
     constants = dict(vars(getattr(part, "config", part)))
     constants.pop("multiplier", None)  # its tensors are counted
+    kind = "base rule" if part is rule else "metanet"
     rates = rates_of(rule)
     if rates is not None:
-        constants |= {"horizons": rates.horizons, "shapes": rates.shapes}
+        kind = "rule for one family"
+        constants = {"horizons": rates.horizons, "shapes": rates.shapes, **constants}
     return {
         "name": weights,
-        "kind": "base rule" if part is rule else "metanet",
+        "kind": kind,
         "class": type(part).__name__,
         "parameters": sum(x.numel() for x in tensors.values()),
         "sha256": weights_hash(rule),
@@ -148,6 +150,9 @@ def _info(options: argparse.Namespace) -> None:
         print(f"{key:10}  {description[key]}")
     for key, value in description["config"].items():
         print(f"{'config':10}  {key} = {value}")
+    if description["kind"] == "rule for one family":
+        for key, value in description["table"].items():
+            print(f"{'measured':10}  {key} = {value}")
     stages = len(description["recipe"]["stages"])
     print(f"{'recipe':10}  {stages} stages; --json prints it")
 

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from tqdm import tqdm
 
 from harness.random import seeded
 from meta_train.copies import Copies, LossOf
 from ngopt import NGOptimizer
 from ngopt.importing import load_object
+from ngopt.soap.soap import Soap
 from ngopt.specialized.rates import Rates, Shapes
 from ngopt.specialized.storage import HandRule, with_rates
 
@@ -47,7 +49,15 @@ class Family:
 
     def __post_init__(self) -> None:
         self.member = lru_cache(256)(self._member)
-        self.shapes = shapes_of(self.member(0).model)
+        member = self.member(0)
+        self.shapes = shapes_of(member.model)
+        try:
+            train(member, Soap(), 1)
+        except RuntimeError as error:
+            raise ValueError(
+                f"specialize: '{self.name}': expected a loss that is one number, with "
+                f"gradients; got for member(0): {error}"
+            ) from error
 
     def _member(self, seed: int) -> Member:
         """Raises ValueError for other results, and for other shapes than of seed 0."""
@@ -107,8 +117,8 @@ def log_losses(
     if (losses < 0).any() or not ((losses[0] > 0) & losses[0].isfinite()).all():
         raise ValueError(
             f"specialize: '{family.name}': expected positive losses, as their "
-            f"logarithms are compared; got {losses[0].min():.3g} in the first step, at "
-            f"least {losses.min():.3g}. Add a constant if they are negative."
+            f"logarithms are compared; got {losses[0].min():.3g} in the first step; "
+            f"the lowest is {losses.min():.3g}. Add a constant if they are negative."
         )
     last = losses[-max(1, steps // 10) :].mean(0).clamp(min=LOWEST).log()
     worst = losses[0].log() + WORST
@@ -126,7 +136,9 @@ def _losses(
     if family.stacks:
         try:
             return _stacked(family, seeds, with_rates(rule, rates), steps)
-        except RuntimeError:  # of vmap, or of the problem, which then raises it again
+        except RuntimeError as error:  # of vmap
+            reason = str(error).partition("\n")[0]
+            tqdm.write(f"Networks are trained one after another: {reason}")
             family.stacks = False
     columns, count = [], len(family.shapes)
     for i, seed in enumerate(seeds):

@@ -42,8 +42,8 @@ class Tuned(NamedTuple):
     seconds: float
 
 
-def scaled_default(scale: float) -> Soap:
-    return Soap(SoapConfig(step_size=scale * SoapConfig().step_size))
+def scaled(rule: Soap, scale: float) -> Soap:
+    return Soap(replace(rule.config, step_size=scale * rule.config.step_size))
 
 
 def tuned(kind: str, loss: Loss) -> Tuned:
@@ -55,11 +55,13 @@ def tuned(kind: str, loss: Loss) -> Tuned:
 
 def _tuned(kind: str, loss: Loss) -> tuple[HandRule, float]:
     """By coordinates: rate, betas, schedule, and the rate again."""
-    if kind == "default":
-        return _best(map(scaled_default, SCALES), loss)
-    if kind == "SOAP":
-        configs = [SoapConfig(step_size=lr, **ONE_STEP_SIZE) for lr in SOAP_LRS]
-        return _best(map(Soap, configs), loss)
+    if kind in ("default", "SOAP"):
+        rules = [scaled(Soap(), scale) for scale in SCALES]
+        if kind == "SOAP":
+            rules = [Soap(SoapConfig(step_size=x, **ONE_STEP_SIZE)) for x in SOAP_LRS]
+        best = _best(rules, loss)
+        nearer = _best((scaled(best[0], x) for x in NEIGHBORS), loss)
+        return min(best, nearer, key=lambda pair: pair[1])
     rule: Any = FirstOrder(uses_muon=kind == "Muon", beta1=GRIDS[kind]["beta1"][-2])
     lowest = float("inf")
     for name, values in (
@@ -83,5 +85,6 @@ def _best(rules: Iterable[HandRule], loss: Loss) -> tuple[HandRule, float]:
 def rules_of_search() -> int:
     """The number of rules that are tried."""
     grids = sum(len(values) for grid in GRIDS.values() for values in grid.values())
-    of_each = len(BETA2S) + len(SCHEDULES) + len(NEIGHBORS)
-    return len(SCALES) + len(SOAP_LRS) + grids + len(GRIDS) * of_each
+    of_each = len(GRIDS) * (len(BETA2S) + len(SCHEDULES))
+    of_all = len(KINDS) * len(NEIGHBORS)
+    return len(SCALES) + len(SOAP_LRS) + grids + of_each + of_all

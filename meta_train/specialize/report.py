@@ -26,6 +26,8 @@ class Level:
     rates: Callable[[int], Rates] | None = None
 
 
+LEAST = 0.02  # gain for which a less simple rule pays, in nats
+
 Losses = Mapping[str, Mapping[int, Tensor]]
 """Log losses of members, (n,), by level and horizon."""
 
@@ -55,11 +57,11 @@ def gain(losses: Losses, name: str, other: str) -> tuple[float, float]:
 
 
 def chosen(levels: Sequence[Level], losses: Losses) -> Level:
-    """A later level is chosen only if it gains two standard errors."""
+    """A later level is chosen only if it gains two standard errors, and `LEAST`."""
     best = levels[0]
     for level in levels[1:]:
         mean, error = gain(losses, level.name, best.name)
-        if mean > 2 * error:
+        if mean > max(2 * error, LEAST):
             best = level
     return best
 
@@ -79,7 +81,7 @@ def rows_of(losses: Losses, reference: str) -> list[dict[str, str]]:
         row = {"rule": name}
         row |= {f"{steps} steps": f"{x.mean():.2f}" for steps, x in by_steps.items()}
         mean, error = gain(losses, name, reference)
-        cell = f"{mean:+.2f} ± {error:.2f}"
+        cell = f"{mean:+.3f} ± {error:.3f}"
         row[f"nats below {reference}"] = "" if name == reference else cell
         rows.append(row)
     return rows
@@ -94,12 +96,14 @@ def draw_rates(path: Path, rates: Rates, names: Sequence[str]) -> None:
         knots = rates.at(steps)
         share = np.linspace(0, 1, knots.shape[1])
         for name, of_parameter in zip(names, knots, strict=True):
-            style = "--" if name.endswith("bias") else "-"
+            style = "--" if "bias" in name.rpartition(".")[2] else "-"
             panel.plot(share, of_parameter.exp(), style, marker="o", label=name)
         panel.set_title(f"{steps} steps")
         panel.set_yscale("log", base=2)
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.set_xlabel("share of the steps")
+        panel.set_xlabel("share of the steps (biases: dashed)")
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(min(low, 0.45), max(high, 2.2))  # at least three ticks
     panels[0].set_ylabel("factor of the step size")
     if len(names) <= 16:
         panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -82,8 +82,9 @@ class Journal(dict[str, Any]):
     Raises ValueError if the checkpoint is damaged or of other settings.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, family: Family):
         key = {"problem": settings.problem, "horizons": settings.horizons}
+        key |= {"shapes": family.shapes}
         self._checkpoint = Checkpoint(settings.folder, key, trusted=True)
         try:
             super().__init__(self._checkpoint.read() or {})
@@ -105,7 +106,7 @@ def run(settings: Settings) -> Path | None:
     """Returns the path of the weights file; None if the default is best."""
     family = load_family(settings.problem)
     make_folder(settings.folder)
-    journal = Journal(settings)
+    journal = Journal(settings, family)
     default, *tuned_rules = searched(family, settings, journal)
     base = tuned_rules[-1]
     learned: list[Level] = []
@@ -153,13 +154,18 @@ def run(settings: Settings) -> Path | None:
 
 
 def search_members(family: Family, settings: Settings) -> int:
-    """How many members the search can train in half of the minutes."""
+    """How many members the search can train in half of the minutes; prints it."""
     least, most = SEARCH_MEMBERS
     start = time.monotonic()
     for steps in settings.horizons:
         log_losses(family, range(least), Soap(), steps)
-    seconds = rules_of_search() * (time.monotonic() - start) / least
-    return min(max(round(30 * settings.minutes / seconds), least), most)
+    minutes = rules_of_search() * (time.monotonic() - start) / least / 60
+    members = min(max(round(settings.minutes / 2 / minutes), least), most)
+    print(
+        f"The search trains {members} members with each of {rules_of_search()} rules, "
+        f"which takes about {members * minutes:.0f} of {settings.minutes:g} minutes."
+    )
+    return members
 
 
 def searched(family: Family, settings: Settings, journal: Journal) -> list[Level]:
@@ -227,7 +233,7 @@ def learned_rates(
         rates,
         shapes=family.shapes,
         recipe={"stages": [{**recipe, "level": level.name}]},
-        table={"members": len(TEST_SEEDS), "gain": mean, "error": error},
+        table={"members": len(TEST_SEEDS), "nats_below_default": mean, "error": error},
     )
 
 

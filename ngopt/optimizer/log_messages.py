@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from ngopt.functional import Record
+from ngopt.functional import Record, UpdateRule
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group
 from ngopt.roles.from_graph import roles_of
 from ngopt.schedule import SPARE_STEPS
 from ngopt.soap.config import SoapConfig
+from ngopt.specialized.storage import description_of, rates_of
 from ngopt.user_warnings import warn
 
 logger = logging.getLogger("ngopt")
@@ -164,14 +165,23 @@ def name_of(rule: Any) -> str:
 
 
 def describe(
-    network: NeuralGraph, records: Sequence[Record], total_steps: int | None
+    rule: UpdateRule,
+    network: NeuralGraph,
+    records: Sequence[Record],
+    total_steps: int | None,
 ) -> str:
     """What is known of a network: its graph, and the learned factors of step sizes.
 
     records: the state of all parameters, in the order of the network.
     """
-    lines = describe_graph(network), describe_step_size(network, records, total_steps)
-    return "\n".join(filter(None, lines))
+    step_size = describe_step_size(network, records, total_steps)
+    rates = rates_of(rule)
+    if rates is not None:
+        base, mismatch = description_of(rule), rates.mismatch(network, total_steps)
+        step_size = f"step size: learned rates on that of {base}"
+        if mismatch:
+            step_size = f"step size: that of {base} alone ({mismatch})"
+    return "\n".join(filter(None, (describe_graph(network), step_size)))
 
 
 def describe_graph(graph: NeuralGraph) -> str:

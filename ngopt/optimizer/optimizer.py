@@ -180,7 +180,8 @@ class NGOptimizer(Optimizer):
         parameters = self._binding.parameters(self)
         records = parameters.records_in_network(self.state)
         total_steps = self.param_groups[0]["total_steps"]
-        return f"{text}\n{describe(parameters.network, records, total_steps)}"
+        about = describe(self.rule, parameters.network, records, total_steps)
+        return f"{text}\n{about}"
 
     @property
     def graph(self) -> NeuralGraph:

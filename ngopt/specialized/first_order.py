@@ -124,13 +124,14 @@ class FirstOrderRule(BoundRule):
         if not in_place:
             for i, record in records.items():
                 records[i] = {key: x.clone() for key, x in record.items()}
-        height, factors = 1.0, None
+        height, progress, factors = 1.0, None, None
         now: Any = steps_so_far([x[STEP] for x in records.values()], self.total_steps)
         if self.total_steps is not None and not hyper.scheduled:
             height = height_at(self.rule.schedule, now, self.total_steps)
-            if self.rates is not None:
-                measured = self._measured(present, records, params)
-                factors = self.rates(measured, now / self.total_steps, {})
+            progress = now / self.total_steps
+        if self.rates is not None:
+            measured = self._measured(present, records, params)
+            factors = self.rates(measured, progress, {})
         changes = []
         for i, grad in present.items():
             direction = self._direction(i, records[i], grad.to(records[i][MOMENTUM]))

@@ -56,16 +56,26 @@ class Rates:
         self, graph: NeuralGraph, positions: Sequence[int], total_steps: int | None
     ) -> "BoundRates | None":
         """The factors of some parameters of a graph; None if all are 1."""
+        mismatch = self.mismatch(graph, total_steps)
+        if total_steps is None or mismatch:
+            warn_of(mismatch)
+            return None
+        return BoundRates(self.of(positions), total_steps)
+
+    def mismatch(self, graph: NeuralGraph, total_steps: int | None) -> str:
+        """Why all factors are 1, in such training runs; "" if they are not."""
         shortest, longest = self.horizons
         shapes = tuple(tuple(spec.shape) for spec in graph.parameters)
         if total_steps is None or not shortest <= total_steps <= longest:
-            reason = f"total_steps from {shortest} to {longest}; got {total_steps}"
-        elif self.shapes is not None and shapes != self.shapes:
-            reason = f"parameters of shapes {self.shapes}; got {shapes}"
-        else:
-            return BoundRates(self.of(positions), total_steps)
-        warn(f"specialized rule: expected {reason}. The base rule runs alone.")
-        return None
+            return (
+                f"expected total_steps from {shortest} to {longest}; got {total_steps}"
+            )
+        if self.shapes is None or shapes == self.shapes:
+            return ""
+        order = ""
+        if sorted(shapes) == sorted(self.shapes):
+            order = ", in another order than model.parameters()"
+        return f"expected parameters of shapes {self.shapes}; got {shapes}{order}"
 
     def of(self, positions: Sequence[int]) -> "Rates":
         """Of some parameters."""
@@ -89,10 +99,15 @@ class Rates:
         return (1 - place) * self.knots[:, 0] + place * self.knots[:, 1]
 
 
+def warn_of(mismatch: str) -> None:
+    warn(f"specialized rule: {mismatch}. The base rule runs alone.")
+
+
 class BoundRates:
     """The factors of some parameters in runs of one length."""
 
     def __init__(self, rates: Rates, total_steps: int):
+        self._warned = False
         self._knots = rates.at(total_steps)
         self._mlp = None
         if rates.hidden is not None and rates.output is not None:
@@ -110,6 +125,9 @@ class BoundRates:
     ) -> Tensor:
         """See `ngopt.soap.config.BoundMultiplier`. measured: None if it reads none."""
         if progress is None:
+            if not self._warned:
+                warn_of("expected its own schedule; got a learning rate that changes")
+            self._warned = True
             return torch.ones_like(self._knots[:, 0])
         like = self._knots if measured is None else torch.as_tensor(measured.grad_rms)
         knots = self._knots.to(like)

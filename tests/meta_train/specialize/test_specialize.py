@@ -131,6 +131,11 @@ def test_networks_of_other_shapes_are_an_error():
         log_losses(Family("f", growing), [0, 1], Soap(), 10)
 
 
+def test_a_loss_that_is_not_a_number_is_an_error():
+    with pytest.raises(ValueError, match="expected a loss that is one number"):
+        Family("vectors", lambda seed: (*member(seed)[:2], lambda model, x: model(x)))
+
+
 def test_a_module_without_members_is_an_error(module):
     del module.member
     with pytest.raises(ValueError, match=r"expected a function member\(seed\)"):
@@ -214,9 +219,12 @@ def test_a_run_writes_a_rule_and_resumes(module, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "log_losses", None)
     monkeypatch.setattr(program, "measure", None)
     assert run(settings) == path
-    assert capsys.readouterr().out == printed
+    assert printed.endswith(capsys.readouterr().out)
     with pytest.raises(ValueError, match="Choose another --folder"):
         run(Settings("my_family", (8, 14), 0.05, tmp_path))
+    sys.modules["my_family"].member = lambda seed: (nn.Linear(3, 5), *member(seed)[1:])
+    with pytest.raises(ValueError, match="shapes .* Choose another --folder"):
+        run(settings)
 
 
 @pytest.mark.parametrize(("minutes", "members"), [(1e-6, 3), (1e6, 12)])

@@ -98,6 +98,34 @@ def test_other_runs_have_the_base_rule_and_a_warning(base, options, expected):
 
 
 @pytest.mark.parametrize("base", BASES)
+def test_with_a_scheduler_it_is_the_base_rule_with_a_warning(base):
+    def scheduled(rule: UpdateRule) -> torch.Tensor:
+        model = network()
+        optimizer = NGOptimizer(model.parameters(), rule=rule, total_steps=STEPS)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        for _ in range(5):
+            train(optimizer, model, 1)
+            scheduler.step()
+        return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    with pytest.warns(UserWarning, match="expected its own schedule"):
+        weights = scheduled(specialized(base, random_rates()))
+    assert torch.equal(weights, scheduled(BASES[base]))
+
+
+def test_print_shows_whether_rates_are_used():
+    def printed(total_steps: int) -> str:
+        rule = specialized("Adam", random_rates())
+        optimizer = NGOptimizer(
+            network().parameters(), rule=rule, total_steps=total_steps
+        )
+        return repr(optimizer)
+
+    assert "learned rates on that of Adam" in printed(20)
+    assert "alone (expected total_steps from 10 to 40; got 50)" in printed(50)
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_a_file_gives_the_same_training(base, tmp_path):
     recipe, table = {"stages": [{"problem": "p"}]}, {"gain": 1.0}
     rule = specialized(base, replace(random_rates(), recipe=recipe, table=table))
