@@ -56,7 +56,7 @@ class Family:
         except RuntimeError as error:
             raise ValueError(
                 f"specialize: '{self.name}': expected a loss that is one number, with "
-                f"gradients; got for member(0): {error}"
+                f"gradients, on the first batch of member(0); torch: {error}"
             ) from error
 
     def _member(self, seed: int) -> Member:

@@ -28,7 +28,6 @@ GRIDS: dict[str, dict[str, Any]] = {
 }
 BETA2S = [0.9, 0.95, 0.99, 0.999]
 NEIGHBORS = 0.56, 0.75, 1.33, 1.78  # of the best rate, tried at the end
-KINDS = "default", "SOAP", *GRIDS
 
 Loss = Callable[[HandRule], float]
 """Of a rule on the members of the search; lower is better."""
@@ -46,6 +45,13 @@ def scaled(rule: Soap, scale: float) -> Soap:
     return Soap(replace(rule.config, step_size=scale * rule.config.step_size))
 
 
+SOAPS = {
+    "default": [scaled(Soap(), scale) for scale in SCALES],
+    "SOAP": [Soap(SoapConfig(step_size=lr, **ONE_STEP_SIZE)) for lr in SOAP_LRS],
+}
+KINDS = *SOAPS, *GRIDS
+
+
 def tuned(kind: str, loss: Loss) -> Tuned:
     """The best rule of a kind."""
     start = time.monotonic()
@@ -55,13 +61,11 @@ def tuned(kind: str, loss: Loss) -> Tuned:
 
 def _tuned(kind: str, loss: Loss) -> tuple[HandRule, float]:
     """By coordinates: rate, betas, schedule, and the rate again."""
-    if kind in ("default", "SOAP"):
-        rules = [scaled(Soap(), scale) for scale in SCALES]
-        if kind == "SOAP":
-            rules = [Soap(SoapConfig(step_size=x, **ONE_STEP_SIZE)) for x in SOAP_LRS]
-        best = _best(rules, loss)
-        nearer = _best((scaled(best[0], x) for x in NEIGHBORS), loss)
-        return min(best, nearer, key=lambda pair: pair[1])
+    if kind in SOAPS:
+        rule, lowest = _best(SOAPS[kind], loss)
+        assert isinstance(rule, Soap)
+        nearer, value = _best((scaled(rule, x) for x in NEIGHBORS), loss)
+        return (nearer, value) if value < lowest else (rule, lowest)
     rule: Any = FirstOrder(uses_muon=kind == "Muon", beta1=GRIDS[kind]["beta1"][-2])
     lowest = float("inf")
     for name, values in (
@@ -87,4 +91,4 @@ def rules_of_search() -> int:
     grids = sum(len(values) for grid in GRIDS.values() for values in grid.values())
     of_each = len(GRIDS) * (len(BETA2S) + len(SCHEDULES))
     of_all = len(KINDS) * len(NEIGHBORS)
-    return len(SCALES) + len(SOAP_LRS) + grids + of_each + of_all
+    return sum(map(len, SOAPS.values())) + grids + of_each + of_all

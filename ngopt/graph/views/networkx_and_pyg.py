@@ -140,6 +140,7 @@ def to_pyg(
     node_group = torch.arange(len(sizes), device="cpu").repeat_interleave(sizes)
     group_kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
     block_kinds = [kind_code(block.kind, EDGE_KINDS) for block in graph.blocks]
+    group_kind = torch.tensor(group_kinds, dtype=torch.long, device="cpu")
     block_kind = torch.tensor(block_kinds, dtype=torch.long, device="cpu")
     data = Data(
         edge_index=torch.stack([edges.sources, edges.targets]),
@@ -147,7 +148,7 @@ def to_pyg(
         edge_block=edges.block,
         edge_mask=_padded(edges.element >= 0, slots),
         node_group=node_group,
-        node_kind=torch.tensor(group_kinds, device="cpu")[node_group],
+        node_kind=group_kind[node_group],
         node_depth=depths[node_group],
         node_mask=_padded(node_element >= 0, slots),
         num_nodes=len(node_group),
