@@ -13,7 +13,7 @@ from ngopt.pretrained import list_pretrained, load_pretrained, save_pretrained
 from ngopt.roles import matrices, mup_groups, optimizer_groups, parameter_roles
 from ngopt.soap.config import SoapConfig
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 __all__ = [
     "BlockwiseOptimizer",
