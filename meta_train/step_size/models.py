@@ -10,12 +10,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from meta_train.step_size.outcomes import Data, gains_at
+from meta_train.training.round_weights import round_mantissa
 from ngopt.learned_step.features import FEATURES, LOG_STEPS
 from ngopt.learned_step.predictor import StepPredictor
 
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE, LAST_SHARE = 0.02, 0.02  # of Adam; it decays to this share
 LEAST_SCALE = 1e-2  # of features that hardly vary
+POINT_BITS = 8  # of the mantissa of typical trainings: most of the file, which is zipped
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,13 @@ def fitted(data: Data, settings: Settings) -> StepPredictor:
     weights = weights * x.any(1)  # without matrices nothing is predicted
     points = min(settings.points, len(data.kinds))
     kmeans = KMeans(points, n_init="auto", random_state=0)
+    centers = kmeans.fit(inputs.numpy()).cluster_centers_
     predictor = StepPredictor(
         mean,
         scale,
         *_initial(x.shape[1], settings),
         caution=torch.tensor(settings.caution),
-        points=torch.tensor(kmeans.fit(inputs.numpy()).cluster_centers_),
+        points=round_mantissa(torch.tensor(centers), POINT_BITS),
         reach=torch.tensor(settings.reach),
         longest=x[:, FEATURES.index(LOG_STEPS)].max(),
     )

@@ -31,8 +31,13 @@ def config(data, tmp_path, clock, monkeypatch):
     return Config("predict-small", *folders, minutes=0.05, batch=8, seeds=2)
 
 
-def test_a_table_has_ours_with_all_seeds_and_baselines_once(config, tmp_path, capsys):
+def test_seeds_are_added_to_ours_and_baselines_run_once(config, tmp_path, capsys):
+    make_table(replace(config, seeds=1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
     make_table(config)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+    assert len(before) == 2 and len(after) == 3
+    assert before.items() <= after.items()
     results = json.loads((tmp_path / "table.json").read_text())
     counts = {label: len(of_row) for label, of_row in results.items()}
     assert counts == {"statnn": 1, "ng-gnn": 2}
@@ -43,17 +48,8 @@ def test_a_table_has_ours_with_all_seeds_and_baselines_once(config, tmp_path, ca
     assert (tmp_path / "table.md").read_text().count("\n") == 4
 
 
-def test_finished_runs_are_kept(config, tmp_path):
-    make_table(replace(config, seeds=1))
-
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
-    make_table(config)
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
-    assert len(before) == 2 and len(after) == 3
-    assert before.items() <= after.items()
-
-
 def test_results_of_other_settings_are_refused(config):
+    config = replace(config, seeds=1)
     make_table(config)
     with pytest.raises(ValueError, match="made with other settings: training.*'batch'"):
         make_table(replace(config, batch=2))

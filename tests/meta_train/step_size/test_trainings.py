@@ -19,6 +19,8 @@ def test_a_seed_gives_one_training():
 def test_every_family_is_drawn_and_runs():
     families = Counter()
     for seed in range(150):
+        if len(families) == len(FAMILIES):
+            break
         training = draw(seed)
         families[training.family] += 1
         if families[training.family] == 1:

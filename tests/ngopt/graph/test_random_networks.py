@@ -170,7 +170,7 @@ COMMON = {
 
 
 @pytest.mark.slow
-@settings(max_examples=30, **COMMON)
+@settings(max_examples=15, **COMMON)
 @given(networks())
 def test_random_networks(network):
     check(network)

@@ -3,6 +3,7 @@ computed there, a value that the host reads raises an error, and what is dispatc
 what a GPU gets."""
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
 from ngopt.metanets.predictor import Predictor
 from ngopt.pretrained import LearnedOptimizer
+from tests.selection import quick_first
 
 RULES = {name: load_pretrained(name) for name in list_pretrained()}
 NAMES = [k for k, rule in RULES.items() if isinstance(rule, LearnedOptimizer)]
@@ -40,6 +42,8 @@ MODELS = {
 }
 # with a kernel of the update MLP and, where one network is enough, without
 CASES = [*((model, torch.bfloat16) for model in MODELS), ("chain", torch.float64)]
+ALL = [(name, *case) for name, case in product(NAMES, CASES)]
+SLOW = [("ng-t", "chain", torch.bfloat16), ("ng-t", "large kernels", torch.bfloat16)]
 
 
 def optimizer(make, weights, **settings):
@@ -56,8 +60,9 @@ def counted(opt):
     return counts
 
 
-@pytest.mark.parametrize(("model", "dtype"), CASES)
-@pytest.mark.parametrize("weights", NAMES)
+@pytest.mark.parametrize(
+    ("weights", "model", "dtype"), quick_first(ALL, [x for x in ALL if x not in SLOW])
+)
 def test_nothing_is_read(weights, model, dtype):
     """With a parameter that is absent now and then, whose own steps are fewer."""
     if weights == "nfn" and model != "chain":
@@ -125,10 +130,7 @@ class TestCounts:
         assert look.total() <= 1850
 
 
-SLOW = pytest.param("ng-gnn", marks=pytest.mark.thorough)
-
-
-@pytest.mark.parametrize("weights", ["ff", SLOW])
+@pytest.mark.parametrize("weights", quick_first(["ff", "ng-gnn"], ["ff"]))
 def test_gpt2(weights):
     """The counts behind the figures of shared/reference/gpu.md."""
     most = {"ff": (120, 300), "ng-gnn": (13_500, 1_800)}
