@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -189,9 +189,15 @@ def _specialize(options: argparse.Namespace) -> None:
             f"specialize: expected --horizons such as 25:100; got '{options.horizons}'"
         )
     horizons = int(first), int(last)
-    program.run(
-        program.Settings(options.problem, horizons, options.minutes, options.folder)
+    settings = program.Settings(
+        options.problem, horizons, options.minutes, options.folder
     )
+    try:
+        program.run(settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"the same command goes on from '{settings.folder}'"
+        ) from None
 
 
 def _device(name: str) -> torch.device:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from harness import cli
 from harness.files import write_json
+from harness.interrupts import Interrupted
 from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import DEFAULT, Record, Run
@@ -323,7 +324,13 @@ def _grouped(records: Sequence[Record]) -> RecordGroups:
 
 
 def run(config: Config) -> None:
-    board = compare(config)
+    try:
+        board = compare(config)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"finished runs are in '{Path(config.folder) / 'records'}'; the same "
+            "command goes on from there"
+        ) from None
     print(f"\n{text_table(board.cells())}")
     for title, table in board.ranking_tables().items():
         print(f"\n{title}\n\n{text_table(table)}")

@@ -83,6 +83,7 @@ class Row:
             "problem": self.problem,
             "optimizer": self.optimizer,
             "lr": _optional(self.lr, "{:g}") + " *" * self.at_edge,
+            "steps": str(self.steps),
             "rank": _optional(rank, "{:g}"),
             "test loss": self.loss_cell,
             "in the same seconds": "-" if same is None else same.loss_cell,

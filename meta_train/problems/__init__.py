@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 
+MOST_NAMES = 3  # in messages
 REQUIRED = ("name", "steps", "init", "batch", "loss", "evaluate")
 """Of a `Problem`."""
 
@@ -45,6 +46,11 @@ def load_problem(name: str) -> Problem:
         return PROBLEMS[name]
     if ":" in name:
         return _from_factory(name)
+    if name in LISTS:
+        raise ValueError(
+            f"problem '{name}': expected one problem; got a list of "
+            f"{len(LISTS[name])}. Name some: {', '.join(LISTS[name][:MOST_NAMES])}, ..."
+        )
     nearest = get_close_matches(name, PROBLEMS, n=5, cutoff=0.4)
     raise ValueError(
         f"problem '{name}': expected a known name or module:factory. "

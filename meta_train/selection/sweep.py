@@ -55,6 +55,16 @@ class Config:
 
     def __post_init__(self) -> None:
         check_counts(self, "seeds", "steps")
+        if Path(self.output).suffix != ".safetensors":
+            raise ValueError(
+                "output: expected a path that ends in .safetensors; got "
+                f"'{self.output}'"
+            )
+        if Path(self.output).exists():
+            raise ValueError(
+                f"output: expected a new file; got '{self.output}', which exists. Name "
+                "another, or delete it"
+            )
         for key in ("problems", "gains"):
             if not getattr(self, key):
                 raise ValueError(f"{key}: expected at least one; got none")

@@ -24,6 +24,8 @@ from ngopt.roles.optimizer_groups import kind_of
 HIDDEN = "matrix", "stack"
 MOST_NAMES = 3  # of equal parameters in a row
 HEADER = "parameter", "shape", "role", "matrices", "optimizer", "group", "wrong"
+# of problems
+DECAY, FUSED = "weight decay", "matrices, orthogonalized as one"
 NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -154,9 +156,9 @@ def _problems(
             elif not count and not treatment.is_vector_safe:
                 problems.append(f"no matrix, orthogonalized by {name}")
             elif count > 1 and not splits:
-                problems.append(f"{count} matrices, orthogonalized as one by {name}")
+                problems.append(f"{count} {FUSED} by {name}")
         if kind in ("norm", "bias") and treatment.weight_decay:
-            problems.append(f"weight decay of {treatment.weight_decay:g} on a {kind}")
+            problems.append(f"{DECAY} of {treatment.weight_decay:g} on a {kind}")
     return list(dict.fromkeys(problems))
 
 
@@ -193,7 +195,7 @@ def table_of(audit: Audit) -> str:
         wrong = "; ".join(p.problems)
         rows.append((name, shape, p.role, matrices, optimizer, group, wrong))
     lines = table_lines(rows)
-    wrong = sum(len(p.problems) for p in audit.parameters)
+    counts = Counter(problem for p in audit.parameters for problem in p.problems)
     lines.append("")
     lines += [f"wrong: {problem}" for problem in audit.problems]
     lines += [f"note: {note}" for note in audit.notes]
@@ -201,8 +203,15 @@ def table_of(audit: Audit) -> str:
     if audit.is_right:
         lines.append(f"{count}: nothing is wrong")
     else:
-        wrong += len(audit.problems)
+        wrong = counts.total() + len(audit.problems)
         lines.append(f"{count}: {wrong} problem{'s' * (wrong != 1)}")
+        # weight decay, which changes least, comes last
+        kinds = sorted(counts, key=lambda kind: (kind.startswith(DECAY), -counts[kind]))
+        lines += [f"  {counts[kind]} x {kind}" for kind in kinds]
+    if any(FUSED in kind for kind in counts):
+        lines.append(
+            "ngopt.BlockwiseOptimizer runs an optimizer on each matrix in a parameter."
+        )
     return "\n".join(lines)
 
 

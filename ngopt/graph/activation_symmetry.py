@@ -8,7 +8,7 @@ scaled by any positive number. Networks that differ by these symmetries alone ha
 same canonical form, up to permutation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import pi
 from typing import Literal, NamedTuple, cast
 
@@ -102,7 +102,7 @@ def symmetries(graph: NeuralGraph) -> list[Symmetry | None]:
 
 def canonical(
     graph: NeuralGraph,
-    params: Sequence[Tensor],
+    params: Sequence[Tensor] | Mapping[str, Tensor],
     frequency: float = 1.0,
     batch_dims: int = 0,
 ) -> Canonical:
@@ -110,11 +110,12 @@ def canonical(
     odd activation no negative biases, neurons with a scale incoming weights of norm 1.
 
     Args:
-        params: One tensor per parameter, `(*batch, *shape)`.
+        params: One tensor per parameter, `(*batch, *shape)`, in order or by name.
         frequency: Sine neurons compute sin(frequency * x), where x includes the bias.
     """
-    values = graph.gather(params, batch_dims)
-    ones = graph.gather([torch.ones_like(p) for p in params], batch_dims)
+    real = graph.as_real(params, batch_dims)
+    values = graph.gather(real, batch_dims)
+    ones = graph.gather([torch.ones_like(p) for p in real], batch_dims)
     known = symmetries(graph)
     numbers = range(len(graph.groups))
     for number in sorted(numbers, key=lambda i: graph.groups[i].depth):

@@ -202,8 +202,8 @@ def _specs(
     if isinstance(source, Mapping):
         raise ValueError(
             "build_graph: expected a module, tensors or (name, tensor) pairs; got "
-            f"{type(source).__name__}. Pass its .items(), as in "
-            "build_graph(model.state_dict().items())."
+            f"{type(source).__name__}. Pass the .items() of parameters by name; a "
+            "state_dict also has buffers."
         )
     specs = []
     are_named = True

@@ -86,6 +86,11 @@ class NeuralGraph(Topology):
                     f"{', '.join(missing)}"
                 )
             values = [values[p.name] for p in self.parameters]
+        if not isinstance(values, Sequence):
+            raise ValueError(
+                "NeuralGraph: expected a list of tensors, or tensors by name; got "
+                f"{type(values).__name__}. Pass dict(model.named_parameters())."
+            )
         if len(values) != len(self.parameters):
             raise ValueError(
                 f"NeuralGraph: expected {len(self.parameters)} values, one per "
@@ -100,7 +105,8 @@ class NeuralGraph(Topology):
                 raise ValueError(
                     f"NeuralGraph: expected shape {spec.shape} after {batch_dims} "
                     f"batch dimensions; got {tuple(value.shape)} (value of parameter "
-                    f"'{spec.name}')"
+                    f"'{spec.name}'). batch_dims is the number of axes that stack "
+                    "networks."
                 )
             real.append(value)
         return real

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from ngopt.functional import Record, UpdateRule
+from ngopt.functional import Record, State, UpdateRule
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group
@@ -122,15 +122,27 @@ class Messages:
                 f"rule=SoapConfig(...).{advice}",
             )
 
+    def check_skipped(self, state: State) -> None:
+        """Warns if no gradient so far was finite; the host alone is read."""
+        counts = [x["skipped"] for x in state.values() if "skipped" in x]
+        if not counts or not all(count.is_cpu for count in counts):
+            return
+        if all(x["skipped"] == x["step"] for x in state.values() if "skipped" in x):
+            self._warn_once(
+                "skipped",
+                "all steps so far were skipped, as no gradient was finite. Check the "
+                "loss and the inputs for nan and inf.",
+            )
+
     def check_horizon(self, records: Sequence[Record], total_steps: int) -> None:
         """Warns of steps beyond the horizon. records: the state of all parameters."""
         steps = max(int(record.get("step", 0)) for record in records)
         if steps > total_steps + SPARE_STEPS:
             self._warn_once(
                 "horizon",
-                f"{steps} steps were made of total_steps={total_steps}, so the step "
-                "size stays near zero. Set a larger total_steps in every parameter "
-                "group.",
+                f"{steps} steps were made of total_steps={total_steps}; the step size "
+                "stays at its last value, near zero for long runs. Set a larger "
+                "total_steps in every parameter group.",
             )
 
     def _warn_once(self, topic: str, text: str) -> None:

@@ -341,9 +341,9 @@ class NGOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned; state keeps its dtypes.
 
-        Groups with the same parameter names in another order are matched by name. A
-        `total_steps` of this optimizer is kept, so that a run can be made longer. A
-        UserWarning names constants that differ from those of the saved run.
+        Groups with the same parameter names in another order are matched by name. Of
+        the settings `total_steps` of this optimizer is kept, so that a run can be made
+        longer. A UserWarning names constants that differ from those of the saved run.
 
         Raises ValueError, and changes nothing, if the state lacks a tensor or has
         another shape, as that of another rule.
@@ -375,7 +375,7 @@ class NGOptimizer(Optimizer):
         present = self.param_groups
         loaded = dict(state_dicts.checked(state_dict))
         groups = state_dicts.in_order(loaded["param_groups"], present)
-        groups = state_dicts.with_total_steps(groups, present[0]["total_steps"])
+        groups = state_dicts.with_present_settings(groups, present)
         loaded["param_groups"] = groups
         if self._is_shared():
             shared = self._binding.shared_state(self, groups)

@@ -117,7 +117,8 @@ def _check_group(group: Group, name: str) -> None:
 def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
     """Saved groups in the order of the present ones, matched by parameter names.
 
-    Groups that cannot be matched, or have no names, keep their order.
+    Groups that cannot be matched, or have no names, keep their order. Raises ValueError
+    if one has another number of parameters.
     """
     ordered = list(saved)
     if all("param_names" in group for group in (*saved, *present)):
@@ -126,6 +127,12 @@ def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
         if len(by_names) == len(saved) and by_names.keys() == set(present_names):
             ordered = [by_names[names] for names in present_names]
     for i, group in enumerate(ordered[: len(present)]):
+        expected, got = len(present[i]["params"]), len(group["params"])
+        if expected != got:
+            raise ValueError(
+                f"state_dict: param_groups[{i}]: expected {expected} parameters, as in "
+                f"this optimizer; got {got}"
+            )
         names = group.get("param_names")
         wanted = present[i].get("param_names")
         if names and wanted and names != wanted and sorted(names) == sorted(wanted):
@@ -135,16 +142,35 @@ def in_order(saved: Sequence[Group], present: Sequence[Group]) -> list[Group]:
     return ordered
 
 
-def with_total_steps(groups: list[Group], total_steps: int | None) -> list[Group]:
-    """Loaded groups with the `total_steps` of this optimizer, if it has any."""
-    if total_steps is None or not groups or groups[0]["total_steps"] == total_steps:
-        return groups
+def with_present_settings(saved: list[Group], present: Sequence[Group]) -> list[Group]:
+    """Saved groups with the `total_steps` of the present ones, if these have any.
+
+    Logs which other settings are those of the saved groups.
+    """
+    scale = present[0]["scale"]
+    if scale not in (1.0, saved[0]["scale"]):
+        logger.warning(
+            "NGOptimizer: the loaded state has scale=%g, which replaces scale=%g. Set "
+            "it again: for group in opt.param_groups: group['scale'] = %g.",
+            saved[0]["scale"],
+            scale,
+            scale,
+        )
+    if "initial_lr" in saved[0] and "initial_lr" not in present[0]:
+        logger.warning(
+            "NGOptimizer: the learning rates of the loaded state are those of a "
+            "scheduler. Attach it to this optimizer and load its state: without it, "
+            "the step size stays as it is in the state."
+        )
+    total_steps = present[0]["total_steps"]
+    if total_steps is None or saved[0]["total_steps"] == total_steps:
+        return saved
     logger.info(
         "NGOptimizer: the loaded state has total_steps=%s; total_steps=%s is kept.",
-        groups[0]["total_steps"],
+        saved[0]["total_steps"],
         total_steps,
     )
-    return [{**group, "total_steps": total_steps} for group in groups]
+    return [{**group, "total_steps": total_steps} for group in saved]
 
 
 def group_of_state(saved: Group, present: Group) -> Group:

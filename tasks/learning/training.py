@@ -147,6 +147,11 @@ class Trainer(ResumableTrainer):
                 bar.update(min(100, int(100 * self.share)) - bar.n)
                 if writer:
                     writer.add_scalar("loss", loss, self.progress.steps)
+            if self.progress.since_top >= self.config.patience and writer:
+                bar.write(
+                    f"stopped early: none of the last {self.config.patience} "
+                    "validations was the best"
+                )
         self.model.load_state_dict(self.progress.best)
 
     @property

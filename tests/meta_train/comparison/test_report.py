@@ -40,6 +40,7 @@ def test_a_row_by_hand():
         "problem": "p",
         "optimizer": "o",
         "lr": "0.1 *",
+        "steps": "100",
         "rank": "1.5",
         "test loss": "0.6333 ± 0.15",
         "in the same seconds": "0.5",

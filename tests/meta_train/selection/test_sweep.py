@@ -81,8 +81,20 @@ def test_steps_are_the_horizon_of_each_problem(weights, tmp_path, monkeypatch, c
     sweep.run(sweep.Config(weights, output, **sizes))
     assert steps_of_runs == [12, 40] * 2
     assert "of the gains, so a better one may lie beyond" in capsys.readouterr().out
-    sweep.run(sweep.Config(weights, output, **sizes, steps=3))
+    config = sweep.Config(
+        weights, str(tmp_path / "three.safetensors"), **sizes, steps=3
+    )
+    sweep.run(config)
     assert steps_of_runs[4:] == [3] * 4
+
+
+def test_an_output_is_a_new_weights_file(weights, tmp_path):
+    path = tmp_path / "gain.safetensors"
+    path.touch()
+    with pytest.raises(ValueError, match="output: expected a new file; got "):
+        sweep.Config(weights, str(path))
+    with pytest.raises(ValueError, match="that ends in .safetensors; got 'runs'"):
+        sweep.Config(weights, "runs")
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,23 @@ def test_table_merges_layers(model):
     text = str(ngopt.audit(torch.optim.AdamW(model.parameters()), model, TOKENS))
     assert "blocks.*.q.weight (2)" in text
     assert "note: no optimizer of matrices is there, such as Muon or SOAP" in text
-    assert text.endswith("30 parameters: 14 problems")
+    lines = text.splitlines()
+    assert lines[-3] == "30 parameters: 14 problems"
+    assert lines[-2:] == [
+        "  8 x weight decay of 0.01 on a bias",
+        "  6 x weight decay of 0.01 on a norm",
+    ]
+
+
+def test_the_worst_comes_first(model):
+    model = Decoder(is_fused=True)
+    text = str(ngopt.audit(muon_and_adamw(model, by_usual_names), model, TOKENS))
+    assert text.splitlines()[-4:] == [
+        "20 parameters: 4 problems",
+        "  2 x 3 matrices, orthogonalized as one by Muon",
+        "  2 x 2 matrices, orthogonalized as one by Muon",
+        "ngopt.BlockwiseOptimizer runs an optimizer on each matrix in a parameter.",
+    ]
 
 
 def test_frozen_parameters_are_left_out(model):

@@ -203,3 +203,12 @@ def test_networks_without_symmetry(function):
     layers = {"first": (4, 4), "second": (4, 4), "last": (4, 2)}
     model = FromFunction(function, **layers, norm=nn.LayerNorm(4))
     assert not any(symmetries(build_graph(model, torch.randn(3, 4))))
+
+
+def test_parameters_by_name_have_the_form_of_those_in_order():
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    graph = build_graph(model, torch.randn(3, 2))
+    by_name = canonical(graph, dict(model.named_parameters()))
+    in_order = canonical(graph, list(model.parameters()))
+    for x, y in zip(by_name.params, in_order.params, strict=True):
+        assert torch.equal(x, y)

@@ -44,7 +44,7 @@ def test_integers_cannot_be_multiplied_by_weights(model, shape):
 
 
 def test_a_state_dict_is_an_error():
-    with pytest.raises(ValueError, match=r"got OrderedDict. Pass its .items\(\)"):
+    with pytest.raises(ValueError, match=r"got OrderedDict. Pass the .items\(\)"):
         build_graph(MLP.state_dict())
     graph = build_graph(MLP.state_dict().items())
     values = MLP.state_dict()

@@ -173,7 +173,7 @@ def test_state_of_other_shapes_changes_nothing(metanet):
         ({**before, "state": {0: None}}, "state of 0: expected a dict; got NoneType"),
         ({}, "expected 'state' and 'param_groups'"),
         (None, "state_dict: expected a dict; got NoneType"),
-        (short, "doesn't match the size"),
+        (short, "expected 9 parameters, as in this optimizer; got 8"),
         (
             {**before, "param_groups": None},
             "param_groups: expected a list; got NoneType",
@@ -265,3 +265,32 @@ def test_total_steps_of_the_loading_optimizer_are_kept(weights, saved, given, ca
     assert same(resumed, snapshot(model))
     other.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
     assert other.param_groups[1]["total_steps"] == kept
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_replaced_settings_are_logged(attached, caplog):
+    model = network()
+    opt = NGOptimizer(model.parameters(), total_steps=20)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 20)
+    train(model, opt, range(2))
+    scheduler.step()
+    resumed = NGOptimizer(model.parameters(), total_steps=20, scale=0.1)
+    if attached:
+        torch.optim.lr_scheduler.CosineAnnealingLR(resumed, 20)
+    resumed.load_state_dict(opt.state_dict())
+    assert resumed.param_groups[0]["scale"] == 1
+    assert "has scale=1, which replaces scale=0.1" in caplog.text
+    assert ("Attach it to this optimizer" in caplog.text) != attached
+
+
+@pytest.mark.parametrize("bad", [9, 8])
+def test_steps_that_are_all_skipped_are_warned_of(bad, recwarn):
+    """bad: number of the first steps whose gradients are not finite."""
+    model = network()
+    opt = NGOptimizer(model.parameters())
+    for number in range(12):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, nan if number < bad else 1.0)
+        opt.step()
+    warned = [x for x in recwarn if "no gradient was finite" in str(x.message)]
+    assert len(warned) == (bad == 9)
