@@ -10,7 +10,6 @@ import io
 import json
 import socket
 import subprocess
-import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -164,8 +163,7 @@ def _run(command: list[str], folder: Path) -> None:
     Raises RuntimeError if the client is not installed, fails (with the end of its
     output) or takes longer than `CLIENT_SECONDS`.
     """
-    client, *arguments = command
-    print(f"{client}: {' '.join(arguments)}", file=sys.stderr)
+    client = command[0]
     try:
         done = subprocess.run(
             command,

@@ -7,6 +7,7 @@ every array is fixed here, so that all sources give the same data.
 
 import hashlib
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -168,6 +169,7 @@ def _fetch(name: str, recipe: "Recipe", file: Path) -> Arrays:
         for source, fetch in recipe.sources.items():
             folder = Path(scratch, source)
             folder.mkdir()
+            print(f"\ndownloading {name} from {source} to '{file}'", file=sys.stderr)
             try:
                 arrays = fetch(folder)
                 _verify(arrays, recipe.sha256)

@@ -13,6 +13,7 @@ from ngopt.functional import Record, State, UpdateRule
 from ngopt.graph import NeuralGraph
 from ngopt.graph.connectivity import unconnected
 from ngopt.optimizer.param_groups import Group
+from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 from ngopt.roles.from_graph import roles_of
 from ngopt.schedule import SPARE_STEPS
 from ngopt.soap.config import SoapConfig
@@ -182,7 +183,7 @@ def describe(
     records: Sequence[Record],
     total_steps: int | None,
 ) -> str:
-    """What is known of a network: its graph, and the learned factors of step sizes.
+    """A network's graph, the metanet of a learned rule, and learned step sizes.
 
     records: the state of all parameters, in the order of the network.
     """
@@ -193,7 +194,11 @@ def describe(
         step_size = f"step size: learned rates on that of {base}"
         if mismatch:
             step_size = f"step size: that of {base} alone ({mismatch})"
-    return "\n".join(filter(None, (describe_graph(network), step_size)))
+    metanet = ""
+    if isinstance(rule, LearnedOptimizer):
+        count = sum(p.numel() for p in rule.metanet.parameters())
+        metanet = f"metanet: {type(rule.metanet).__name__}, {count:,} parameters"
+    return "\n".join(filter(None, (describe_graph(network), metanet, step_size)))
 
 
 def describe_graph(graph: NeuralGraph) -> str:

@@ -59,8 +59,8 @@ def from_file(
         raise ValueError(f"specialized rule of another version: {error}") from None
 
 
-def description_of(rule: HandRule) -> str:
-    """For messages and tables, without rates."""
+def description_of(rule: Any) -> str:
+    """Of a `HandRule`, for messages and tables; without rates."""
     if isinstance(rule, Soap):
         scale = rule.config.step_size / SoapConfig().step_size
         if replace(rule.config, step_size=SoapConfig().step_size) != SoapConfig():
