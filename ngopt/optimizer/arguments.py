@@ -5,6 +5,7 @@ error.
 """
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -22,6 +23,15 @@ OF_OTHER_OPTIMIZERS = frozenset(
     """.split()
 )
 """Hyperparameters of `torch.optim`, which have no effect here."""
+
+ALIKE = 0.62  # "steps" is like "total_steps", "warmup_steps" is not
+SUGGESTED = {
+    "learning_rate": "lr",
+    "weights": "rule",
+    **{name: name for name in ("compute_dtype", "process_group", "total_steps")},
+    **{name: name for name in ("precondition_frequency", "scale", "weight_decay")},
+}
+"""Arguments for names that are like those of this table."""
 
 
 def ignored_settings(settings: Mapping[str, Any]) -> list[str]:
@@ -42,8 +52,11 @@ def check_names(settings: Iterable[str]) -> None:
     """Raises TypeError, as Python does, for arguments that no optimizer has."""
     for name in settings:
         if name not in OF_OTHER_OPTIMIZERS:
+            nearest = get_close_matches(name, SUGGESTED, n=1, cutoff=ALIKE)
+            advice = f". Did you mean {SUGGESTED[nearest[0]]}=?" if nearest else ""
             raise TypeError(
                 f"NGOptimizer.__init__() got an unexpected keyword argument '{name}'"
+                + advice
             )
 
 

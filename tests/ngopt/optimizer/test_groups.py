@@ -136,9 +136,18 @@ def test_differentiable_steps_are_refused(is_in_group):
         NGOptimizer(params, **setting)
 
 
-def test_unknown_arguments_are_type_errors():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'weights'"):
-        NGOptimizer(network().parameters(), weights="ff")
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("weights", r"\. Did you mean rule="),
+        ("steps", r"\. Did you mean total_steps="),
+        ("warmup_steps", "$"),
+    ],
+)
+def test_unknown_arguments_are_type_errors(name, advice):
+    message = f"unexpected keyword argument '{name}'{advice}"
+    with pytest.raises(TypeError, match=message):
+        NGOptimizer(network().parameters(), **{name: 3})
 
 
 def test_settings_that_all_groups_share(metanet):
