@@ -125,10 +125,10 @@ class Messages:
 
     def check_skipped(self, state: State) -> None:
         """Warns if no gradient so far was finite; the host alone is read."""
-        counts = [x["skipped"] for x in state.values() if "skipped" in x]
-        if not counts or not all(count.is_cpu for count in counts):
+        records = [record for record in state.values() if "skipped" in record]
+        if not records or not all(record["skipped"].is_cpu for record in records):
             return
-        if all(x["skipped"] == x["step"] for x in state.values() if "skipped" in x):
+        if all(record["skipped"] == record["step"] for record in records):
             self._warn_once(
                 "skipped",
                 "all steps so far were skipped, as no gradient was finite. Check the "
