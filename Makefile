@@ -4,7 +4,6 @@
 #   make lint   check style and types
 #   make docs   build the documentation and serve it; runs notebooks that changed (make docs NOTEBOOKS=skip: none)
 # Another interpreter: make test PYTHON=python3.12
-# Packages are not compiled when they are installed: a minute is saved, as few of their modules are imported.
 # The tests run in two processes of one thread each; in more: make test PROCESSES=4
 
 PYTHON ?= python3
@@ -30,16 +29,16 @@ docs: $(VENV)/.installed-docs
 	NOTEBOOKS=$(NOTEBOOKS) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 $(VENV)/.installed-docs: pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install --no-compile -e '.[train,docs]'
+	$(BIN)/python -m pip install -e '.[train,docs]'
 	touch $@
 
 $(VENV)/.installed-demo: pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install --no-compile -e '.[train]'
+	$(BIN)/python -m pip install -e '.[train]'
 	touch $@
 
 # What the tests need holds what the demo needs.
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install --no-compile -e '.[train,graph,dev]'
+	$(BIN)/python -m pip install -e '.[train,graph,dev]'
 	touch $(VENV)/.installed-demo $@
 
 # pip is the last thing that venv installs, so where it is the environment is whole.

@@ -198,7 +198,7 @@ def describe(
     if isinstance(rule, LearnedOptimizer):
         count = sum(p.numel() for p in rule.metanet.parameters())
         metanet = f"metanet: {type(rule.metanet).__name__}, {count:,} parameters"
-    return "\n".join(filter(None, (describe_graph(network), metanet, step_size)))
+    return "\n".join(filter(None, (metanet, describe_graph(network), step_size)))
 
 
 def describe_graph(graph: NeuralGraph) -> str:
