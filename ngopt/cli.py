@@ -189,15 +189,9 @@ def _specialize(options: argparse.Namespace) -> None:
             f"specialize: expected --horizons such as 25:100; got '{options.horizons}'"
         )
     horizons = int(first), int(last)
-    settings = program.Settings(
-        options.problem, horizons, options.minutes, options.folder
+    program.run(
+        program.Settings(options.problem, horizons, options.minutes, options.folder)
     )
-    try:
-        program.run(settings)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"the same command goes on from '{settings.folder}'"
-        ) from None
 
 
 def _device(name: str) -> torch.device:

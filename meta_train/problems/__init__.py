@@ -47,9 +47,10 @@ def load_problem(name: str) -> Problem:
     if ":" in name:
         return _from_factory(name)
     if name in LISTS:
+        problems = LISTS[name]
         raise ValueError(
-            f"problem '{name}': expected one problem; got a list of "
-            f"{len(LISTS[name])}. Name some: {', '.join(LISTS[name][:MOST_NAMES])}, ..."
+            f"problem '{name}': expected one problem; got a list of {len(problems)}. "
+            f"Pass names of problems: {', '.join(problems[:MOST_NAMES])}, ..."
         )
     nearest = get_close_matches(name, PROBLEMS, n=5, cutoff=0.4)
     raise ValueError(

@@ -60,11 +60,6 @@ class Config:
                 "output: expected a path that ends in .safetensors; got "
                 f"'{self.output}'"
             )
-        if Path(self.output).exists():
-            raise ValueError(
-                f"output: expected a new file; got '{self.output}', which exists. Name "
-                "another, or delete it"
-            )
         for key in ("problems", "gains"):
             if not getattr(self, key):
                 raise ValueError(f"{key}: expected at least one; got none")
@@ -119,6 +114,11 @@ def score(metrics: Metrics) -> float:
 
 
 def run(config: Config) -> None:
+    if Path(config.output).exists():
+        raise ValueError(
+            f"output: expected a new file; got '{config.output}', which exists. Name "
+            "another, or delete it"
+        )
     best, means = search(config)
     table = []
     for (gain, cooldown), (loss, accuracy) in means.items():

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.files import make_folder, write_json
+from harness.interrupts import Interrupted
 from harness.tables import markdown_table, text_table
 from meta_train.specialize.evolution import KNOTS, PAIRS, Evolution
 from meta_train.specialize.family import Family, HandRule, load_family, log_losses
@@ -103,7 +104,19 @@ class Journal(dict[str, Any]):
 
 
 def run(settings: Settings) -> Path | None:
-    """Returns the path of the weights file; None if the default is best."""
+    """Returns the path of the weights file; None if the default is best.
+
+    Raises Interrupted for Ctrl-C.
+    """
+    try:
+        return _specialized(settings)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"the same command goes on from '{settings.folder}'"
+        ) from None
+
+
+def _specialized(settings: Settings) -> Path | None:
     family = load_family(settings.problem)
     make_folder(settings.folder)
     journal = Journal(settings, family)

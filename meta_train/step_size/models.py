@@ -17,8 +17,7 @@ from ngopt.learned_step.predictor import StepPredictor
 LOSS_WEIGHT = 4.0  # a loss counts as much as a gain of this many times its size
 LEARNING_RATE, LAST_SHARE = 0.02, 0.02  # of Adam; it decays to this share
 LEAST_SCALE = 1e-2  # of features that hardly vary
-# of the mantissa of typical trainings, which are most of the file; wheels are zipped
-POINT_BITS = 8
+POINT_BITS = 8  # of mantissa, of the points: a smaller file in a zipped wheel
 
 
 @dataclass(frozen=True)

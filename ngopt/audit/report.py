@@ -24,7 +24,7 @@ from ngopt.roles.optimizer_groups import kind_of
 HIDDEN = "matrix", "stack"
 MOST_NAMES = 3  # of equal parameters in a row
 HEADER = "parameter", "shape", "role", "matrices", "optimizer", "group", "wrong"
-# of problems
+# parts of the texts of problems
 DECAY, FUSED = "weight decay", "matrices, orthogonalized as one"
 NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
 

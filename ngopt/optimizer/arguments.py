@@ -25,13 +25,11 @@ OF_OTHER_OPTIMIZERS = frozenset(
 """Hyperparameters of `torch.optim`, which have no effect here."""
 
 ALIKE = 0.62  # "steps" is like "total_steps", "warmup_steps" is not
-SUGGESTED = {
-    "learning_rate": "lr",
-    "weights": "rule",
-    **{name: name for name in ("compute_dtype", "process_group", "total_steps")},
-    **{name: name for name in ("precondition_frequency", "scale", "weight_decay")},
-}
-"""Arguments for names that are like those of this table."""
+NAMES = """
+    compute_dtype precondition_frequency process_group scale total_steps weight_decay
+    """.split()
+OTHER_NAMES = {"learning_rate": "lr", "weights": "rule"}
+"""Arguments of `NGOptimizer` by names that they have elsewhere or had before."""
 
 
 def ignored_settings(settings: Mapping[str, Any]) -> list[str]:
@@ -52,12 +50,11 @@ def check_names(settings: Iterable[str]) -> None:
     """Raises TypeError, as Python does, for arguments that no optimizer has."""
     for name in settings:
         if name not in OF_OTHER_OPTIMIZERS:
-            nearest = get_close_matches(name, SUGGESTED, n=1, cutoff=ALIKE)
-            advice = f". Did you mean {SUGGESTED[nearest[0]]}=?" if nearest else ""
-            raise TypeError(
-                f"NGOptimizer.__init__() got an unexpected keyword argument '{name}'"
-                + advice
-            )
+            text = f"NGOptimizer.__init__() got an unexpected keyword argument '{name}'"
+            names = (*NAMES, *OTHER_NAMES)
+            for nearest in get_close_matches(name, names, n=1, cutoff=ALIKE):
+                text += f". Did you mean {OTHER_NAMES.get(nearest, nearest)}=?"
+            raise TypeError(text)
 
 
 def check_compute_dtype(dtype: Any, rule: UpdateRule) -> None:

@@ -32,7 +32,7 @@ DEFAULT_LR = 1.0  # where a program passes no lr
 ADAMW_LR = 1e-3  # AdamW's default, of groups without an lr beside others with one
 # Other values of `lr_schedule`, which replace the built-in schedule.
 BY_LR, BY_LR_AFTER_WARM_UP = "lr", "lr, after the built-in warm-up"
-SKIPPED_STEP = 10  # before which a message says that no step was made so far
+SKIPPED_STEP = 10  # before which a warning is given if all steps were skipped
 FIRST_STEPS = 3  # in which a changed lr replaces the built-in schedule
 LONG_RUN = 300  # steps without a horizon, after which a message names the average
 MOST = 0.95  # of total_steps: schedules that have not begun to fall are constant

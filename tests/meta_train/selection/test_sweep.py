@@ -92,7 +92,7 @@ def test_an_output_is_a_new_weights_file(weights, tmp_path):
     path = tmp_path / "gain.safetensors"
     path.touch()
     with pytest.raises(ValueError, match="output: expected a new file; got "):
-        sweep.Config(weights, str(path))
+        sweep.run(sweep.Config(weights, str(path)))
     with pytest.raises(ValueError, match="that ends in .safetensors; got 'runs'"):
         sweep.Config(weights, "runs")
 
