@@ -71,6 +71,7 @@ def test_updates_of_zero_render_the_unedited_images(config):
     assert task.score() == pytest.approx(-expected, rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_compiled_steps_are_the_same(config, compiled_eagerly):
     plain = config(model="ng-gnn", sizes={"width": 8, "layers": 1})
     expected = losses_of(Editing(plain), steps=3)

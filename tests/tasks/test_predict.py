@@ -93,6 +93,7 @@ def test_unsuitable_networks_are_refused(config, changes, message):
         Prediction(replace(config, **changes))
 
 
+@pytest.mark.thorough
 def test_only_steps_on_networks_of_one_architecture_are_compiled(
     config, data, monkeypatch, compiled_eagerly
 ):
