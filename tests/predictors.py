@@ -25,6 +25,7 @@ def random_predictor(slope: float = 0.0) -> StepPredictor:
         output_bias=torch.zeros(2, 1, 2),
         caution=torch.tensor([0.1, 0.1]),
         points=torch.zeros(3, count),
+        trusted=torch.ones(3),
         reach=torch.tensor(100.0),
         longest=torch.tensor(10.0),
     )

@@ -32,10 +32,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the command line. first, count: seeds of the trainings."""
+    """Options of the command line. first, count: seeds of the trainings; shorter ones
+    than `least_steps` are left out."""
 
     first: int = 0
     count: int = 1000
+    least_steps: int = 0
     folder: str = "runs/step_size"
 
 
@@ -53,6 +55,8 @@ def append_missing(config: Config, name: str, measure: Callable[[int], Record]) 
     seeds = range(config.first, config.first + config.count)
     progress = tqdm([seed for seed in seeds if seed not in known], "trainings")
     for seed in progress:
+        if draw(seed).steps < config.least_steps:
+            continue
         record = measure(seed)
         progress.set_postfix_str(f"{record['kind']}, {record['seconds']} s")
         append_line(path, record)

@@ -11,6 +11,7 @@ base rule, means over two seeds; their errors are standard errors over trainings
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from harness import cli
 from harness.files import write_json
 from harness.tables import text_table
-from meta_train.step_size.models import Settings, fitted, utility
+from meta_train.step_size.models import Settings, fitted, trusting, utility
 from meta_train.step_size.outcomes import GROUPS, Data, gains_at, read_data
 from ngopt.learned_step.predictor import (
     MAX_LOG2,
@@ -35,7 +36,9 @@ from ngopt.soap.soap import Soap
 FOLDS = 10
 SHORT, LONG = 400, 1000  # steps: at most, at least
 LIMITS = 2, 5, 15  # percent
-REACHES = 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, math.inf
+SEVERE, MAX_SEVERE = 15, 0.003  # a loss in percent, and the share that may have it
+CAUTIONS = 0.5, 1.0, 1.5
+REACHES = 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, math.inf
 
 Row = dict[str, float | str]
 
@@ -51,15 +54,18 @@ def main(config: Config) -> None:
     folder = Path(config.folder)
     data = read_data(folder)
     print(f"{len(data.steps)} trainings of {len(set(data.kinds))} kinds", flush=True)
-    splits = folds(data.kinds), data.groups
+    splits = folds(np.arange(len(data.steps))), folds(data.kinds), data.groups
     left_out = [fitted_without(data, Settings(), parts) for parts in splits]
-    chosen = replace(Settings(), reach=best_reach(data, left_out))
+    limits = best_limits(data, left_out)
+    left_out = [x.changed(**limits) for x in left_out]
+    gains = left_out[0].gains(data)
+    predictor = trusting(fitted(data, replace(Settings(), **limits)), data, gains)
     stage = {"program": "meta_train.step_size.fit", "trainings": len(data.steps)}
-    multiplier = LearnedStep(fitted(data, chosen), {"stages": [stage]})
+    multiplier = LearnedStep(predictor, {"stages": [stage]})
     path = folder / "learned-step.safetensors"
     save_pretrained(Soap(multiplier=multiplier), path)
     print(f"written: '{path}'", flush=True)
-    rows = compared(data, *(x.changed(reach=chosen.reach) for x in left_out))
+    rows = compared(data, *left_out)
     print(text_table([formatted(row) for row in rows]))
     write_json(folder / "compare.json", {"trainings": len(data.steps), "rows": rows})
 
@@ -75,10 +81,20 @@ class LeftOut(NamedTuple):
 
     def changed(self, **fields: Any) -> "LeftOut":
         """With other values of fields that are not fitted."""
-        tensors = {key: torch.tensor(value) for key, value in fields.items()}
+        tensors = {key: torch.as_tensor(value) for key, value in fields.items()}
         return self._replace(
             predictors=[x._replace(**tensors) for x in self.predictors]
         )
+
+    def trusting(self, data: Data, gains: np.ndarray) -> "LeftOut":
+        """Each with the trust that the trainings give to which it was fitted.
+
+        gains: see `meta_train.step_size.models.trusting`, (n,).
+        """
+        known = [self.parts != number for number in range(len(self.predictors))]
+        pairs = zip(self.predictors, known, strict=True)
+        predictors = [trusting(x, data.at(part), gains[part]) for x, part in pairs]
+        return self._replace(predictors=predictors)
 
     def gains(self, data: Data) -> np.ndarray:
         """Gains (n,) in percent, each by the predictor that was fitted without it."""
@@ -96,19 +112,28 @@ def fitted_without(data: Data, settings: Settings, parts: np.ndarray) -> LeftOut
     return LeftOut(numbers, [fitted(others, settings) for others in chosen])
 
 
-def compared(data: Data, of_kinds: LeftOut, of_groups: LeftOut) -> list[Row]:
-    """A row for each model, with kinds left out; then for each group of families."""
+def compared(
+    data: Data, at_random: LeftOut, of_kinds: LeftOut, of_groups: LeftOut
+) -> list[Row]:
+    """A row for each model, with kinds left out; then with trainings left out at
+    random, and for each group of families that is left out."""
+    gains = at_random.gains(data)
+    known = of_kinds.predictors[0]
     one = fitted_without(data, replace(Settings(), members=1), of_kinds.parts)
-    rows = [row_of("the rule", np.zeros(len(data.steps)), data.steps)]
-    for label, predictors in {
-        "as written": of_kinds,
+    models = {
         "any distance": of_kinds.changed(reach=math.inf),
-        "no caution": of_kinds.changed(caution=(0.0, 0.0)),
-        "twice the caution": of_kinds.changed(caution=(2.0, 2.0)),
-        "one network": one.changed(reach=float(of_kinds.predictors[0].reach)),
-    }.items():
+        "no caution": of_kinds.changed(caution=0 * known.caution),
+        "twice the caution": of_kinds.changed(caution=2 * known.caution),
+        "one network": one.changed(reach=known.reach),
+        "as written": of_kinds,
+        "left out at random": at_random,
+    }
+    models = {label: x.trusting(data, gains) for label, x in models.items()}
+    models["all trusted"] = of_kinds
+    rows = [row_of("the rule", np.zeros(len(data.steps)), data.steps)]
+    for label, predictors in models.items():
         rows.append(row_of(label, predictors.gains(data), data.steps))
-    gains = of_groups.gains(data)
+    gains = of_groups.trusting(data, gains).gains(data)
     for name in GROUPS:
         part = data.groups == name
         if part.any():
@@ -116,14 +141,24 @@ def compared(data: Data, of_kinds: LeftOut, of_groups: LeftOut) -> list[Row]:
     return rows
 
 
-def best_reach(data: Data, left_out: Sequence[LeftOut]) -> float:
-    """The reach with the best utility for all trainings that are left out."""
-    totals = []
-    for reach in REACHES:
-        gains = [x.changed(reach=reach).gains(data) for x in left_out]
-        totals.append(float(utility(torch.tensor(np.stack(gains))).sum()))
-    print(f"utility by reach: {dict(zip(REACHES, map(round, totals), strict=True))}")
-    return REACHES[int(np.argmax(totals))]
+def best_limits(data: Data, left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """Caution and reach with the best utility for trainings that are left out.
+
+    Those count with which few of `left_out[0]` have severe losses, if there are any.
+    left_out: the first one at random.
+    """
+    totals = {}
+    for caution, reach in product(CAUTIONS, REACHES):
+        limits = {"caution": (caution, caution), "reach": reach}
+        models = [x.changed(**limits) for x in left_out]
+        first = models[0].gains(data)
+        gains = np.stack([x.trusting(data, first).gains(data) for x in models])
+        severe = float((gains[0] < -SEVERE).mean())
+        total = float(utility(torch.tensor(gains)).mean())
+        totals[caution, reach] = severe <= MAX_SEVERE, total
+        print(f"caution {caution}, reach {reach}: {total:.3f}, severe {severe:.4f}")
+    caution, reach = max(totals, key=lambda limits: totals[limits])
+    return {"caution": (caution, caution), "reach": reach}
 
 
 def predicted_gains(predictor: StepPredictor, data: Data) -> np.ndarray:
@@ -140,9 +175,9 @@ def applied(predicted: Tensor) -> Tensor:
     """The predictions (n, 2) within the limits of factors."""
     log_factor, slope = predicted.clamp(-MAX_LOG2, MAX_LOG2).unbind(1)
     slope = slope.abs().minimum(MAX_LOG2 - log_factor.abs()) * slope.sign()
-    both = torch.stack((log_factor, slope), 1)
-    is_negligible = both.abs().sum(1, keepdim=True) <= NEGLIGIBLE
-    return torch.where(is_negligible, 0.0, both)
+    within = torch.stack((log_factor, slope), 1)
+    is_negligible = within.abs().sum(1, keepdim=True) <= NEGLIGIBLE
+    return torch.where(is_negligible, 0.0, within)
 
 
 def folds(kinds: np.ndarray, count: int = FOLDS) -> np.ndarray:
@@ -158,10 +193,9 @@ def row_of(label: str, gains: np.ndarray, steps: np.ndarray) -> Row:
     is_short, is_long = steps <= SHORT, steps >= LONG
     parts = {"all": steps > 0, f"<= {SHORT}": is_short, f">= {LONG}": is_long}
     for name, part in parts.items():
-        own = gains[part]
-        count = max(len(own), 1)
-        row[name] = float(own.sum() / count)
-        row[f"{name} error"] = float(own.std() / count**0.5) if len(own) else 0.0
+        values = gains[part] if part.any() else np.zeros(1)
+        row[name] = float(values.mean())
+        row[f"{name} error"] = float(values.std() / len(values) ** 0.5)
     for limit in LIMITS:
         row[f"worse by {limit} %"] = 100 * float((gains < -limit).mean())
     row["changed"] = 100 * float((gains != 0).mean())

@@ -28,7 +28,7 @@ class Settings:
     typical trainings.
     """
 
-    width: int = 8
+    width: int = 16
     caution: tuple[float, float] = (1.0, 1.0)
     reach: float = math.inf
     members: int = 16
@@ -43,14 +43,14 @@ def utility(gains: Tensor) -> Tensor:
 
 
 def fitted(data: Data, settings: Settings) -> StepPredictor:
-    """A predictor of the trainings of `data`.
+    """A predictor of the trainings of `data`, which trusts all of them.
 
     Each is two examples: one seed with names of parameters, one without.
     """
     x = torch.tensor(data.x[:, [0, 1], [0, 1]]).flatten(0, 1)
     mean, scale = x.mean(0), x.std(0).clamp(min=LEAST_SCALE)
     gains = torch.tensor(data.gains.mean(2).repeat(2, 0))
-    weights = bootstrapped(data.groups.repeat(2), settings.members)
+    weights = bootstrapped(data.kinds.repeat(2), settings.members)
     inputs = ((x - mean) / scale).float()
     weights = weights * x.any(1)  # without matrices nothing is predicted
     points = min(settings.points, len(data.kinds))
@@ -62,10 +62,25 @@ def fitted(data: Data, settings: Settings) -> StepPredictor:
         *_initial(x.shape[1], settings),
         caution=torch.tensor(settings.caution),
         points=round_mantissa(torch.tensor(centers), POINT_BITS),
+        trusted=torch.ones(points),
         reach=torch.tensor(settings.reach),
         longest=x[:, FEATURES.index(LOG_STEPS)].max(),
     )
     return _trained(predictor, inputs, gains.float(), weights, settings)
+
+
+def trusting(predictor: StepPredictor, data: Data, gains: np.ndarray) -> StepPredictor:
+    """Trusts the points near which predictions lowered the loss.
+
+    gains: of predictors that were fitted without each training, (n,).
+    """
+    x = torch.tensor(data.x).float().flatten(1, 2)  # 2 graphs and 2 seeds
+    inputs = (x.flatten(0, 1) - predictor.mean) / predictor.scale
+    nearest = torch.cdist(inputs, predictor.points).argmin(1)
+    useful = utility(torch.tensor(gains).float())
+    sums = torch.zeros(len(predictor.points))
+    sums.index_add_(0, nearest, useful.repeat_interleave(x.shape[1]))
+    return predictor._replace(trusted=(sums > 0).float())
 
 
 def _trained(
@@ -94,12 +109,12 @@ def _trained(
     return StepPredictor(*values)
 
 
-def bootstrapped(groups: np.ndarray, members: int) -> Tensor:
-    """Weights (members, n) of examples, each member with its own groups; sums are 1.
+def bootstrapped(kinds: np.ndarray, members: int) -> Tensor:
+    """Weights (members, n) of examples, each member with its own kinds; sums are 1.
 
-    So members disagree where groups of families do.
+    So members disagree where kinds of training runs do.
     """
-    names, codes = np.unique(groups, return_inverse=True)
+    names, codes = np.unique(kinds, return_inverse=True)
     random = np.random.RandomState(0)
     chances = np.full(len(names), 1 / len(names))
     counts = random.multinomial(len(names), chances, members)

@@ -4,7 +4,7 @@ Small networks read what is known at the first step (`features`). They predict o
 factor for all parameters, and how it changes from the first layer to the last. They are
 fitted to the losses of random training runs at other step sizes
 (`meta_train.step_size`). Factors are near 1 where the networks disagree, and 1 where no
-training run was similar.
+training run was similar or predictions did not help.
 """
 
 import math
@@ -45,6 +45,7 @@ class StepPredictor(NamedTuple):
     # standard deviations of the networks by which outputs are nearer to 0, (2,)
     caution: Tensor
     points: Tensor  # standardized features of typical training runs, (k, d)
+    trusted: Tensor  # 1 where predictions for such runs lowered the loss, else 0, (k,)
     reach: Tensor  # distance from the nearest point up to which networks count, ()
     longest: Tensor  # feature of the longest training runs, ()
 
@@ -84,14 +85,14 @@ class StepPredictor(NamedTuple):
     def trust(self, x: Tensor) -> Tensor:
         """From 1 near training runs to 0 where none is similar, (n,).
 
-        It is 0 from twice the reach on, and for twice as many steps as in the longest
-        training runs. x: standardized features (n, d).
+        It is 0 from twice the reach on, for twice as many steps as in the longest runs,
+        and if the nearest are not `trusted`. x: standardized features (n, d).
         """
-        distance = torch.cdist(x, self.points).amin(1)
+        distance, nearest = torch.cdist(x, self.points).min(1)
         place = FEATURES.index(LOG_STEPS)
         log_steps = x[:, place] * self.scale[place] + self.mean[place]
         longer = (log_steps - self.longest) / math.log(2)
-        near = (2 - distance / self.reach).clamp(0, 1)
+        near = (2 - distance / self.reach).clamp(0, 1) * self.trusted[nearest]
         return near * (1 - longer).clamp(0, 1)
 
 

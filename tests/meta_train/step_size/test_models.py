@@ -7,8 +7,8 @@ import torch
 
 from harness.files import append_line, read_json, read_lines
 from meta_train.step_size import check, fit
-from meta_train.step_size.fit import applied, best_reach, fitted_without, folds
-from meta_train.step_size.models import Settings, fitted, utility
+from meta_train.step_size.fit import applied, best_limits, fitted_without, folds
+from meta_train.step_size.models import Settings, fitted, trusting, utility
 from meta_train.step_size.outcomes import (
     GROUPS,
     Data,
@@ -110,9 +110,22 @@ def test_the_reach_is_short_where_other_families_are_different():
     settings = replace(QUICK, steps=60)
     reaches = []
     for data in (different, same):
+        at_random = fitted_without(data, settings, folds(np.arange(120), 3))
         left_out = fitted_without(data, settings, data.groups)
-        reaches.append(best_reach(data, [left_out]))
+        reaches.append(best_limits(data, [at_random, left_out])["reach"])
     assert reaches[0] < reaches[1]
+
+
+def test_points_near_losses_are_not_trusted():
+    data = made(0.8)
+    predictor = fitted(data, replace(QUICK, steps=60))
+    x = torch.tensor(data.x[:, 0, 0]).float()
+    assert (predictor.predict(x).abs().sum(1) > 0).all()
+    assert not trusting(predictor, data, np.full(120, -1.0)).predict(x).any()
+    gains = np.where(data.x[:, 0, 0, 0] > 0, 1.0, -1.0)
+    trusted = trusting(predictor, data, gains).predict(x)[:, 0]
+    right = (trusted != 0).numpy() == (gains > 0)
+    assert right.mean() > 0.8
 
 
 def test_predictions_are_applied_within_their_limits():
