@@ -115,15 +115,12 @@ def fitted_without(data: Data, settings: Settings, parts: np.ndarray) -> LeftOut
 def compared(
     data: Data, at_random: LeftOut, of_kinds: LeftOut, of_groups: LeftOut
 ) -> list[Row]:
-    """A row for each model, with kinds left out; then with trainings left out at
-    random, and for each group of families that is left out."""
+    """Rows of models, kinds left out or trainings at random; of each group left out."""
     gains = at_random.gains(data)
     known = of_kinds.predictors[0]
     one = fitted_without(data, replace(Settings(), members=1), of_kinds.parts)
     models = {
-        "any distance": of_kinds.changed(reach=math.inf),
         "no caution": of_kinds.changed(caution=0 * known.caution),
-        "twice the caution": of_kinds.changed(caution=2 * known.caution),
         "one network": one.changed(reach=known.reach),
         "as written": of_kinds,
         "left out at random": at_random,

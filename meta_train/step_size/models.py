@@ -116,8 +116,7 @@ def bootstrapped(kinds: np.ndarray, members: int) -> Tensor:
     """
     names, codes = np.unique(kinds, return_inverse=True)
     random = np.random.RandomState(0)
-    chances = np.full(len(names), 1 / len(names))
-    counts = random.multinomial(len(names), chances, members)
+    counts = random.multinomial(len(names), [1 / len(names)] * len(names), members)
     weights = counts[:, codes].astype(float)
     weights /= weights.sum(1, keepdims=True).clip(1e-12)
     return torch.tensor(weights, dtype=torch.float32)

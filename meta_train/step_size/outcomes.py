@@ -27,7 +27,6 @@ MAX_LOG_LOSS = 1.0  # largest counted log of a loss over the first one
 MAX_GAIN = 1.0  # largest counted gain
 HALF, BASE, DOUBLE = (f"{factor:g}" for factor in MULTIPLIERS)
 
-
 GROUPS: dict[str, tuple[str, ...]] = {
     "dense": ("mlp", "few", "linear"),
     "images, sounds, distances": ("function",),
@@ -99,16 +98,12 @@ def read_data(folder: Path) -> Data:
 def gains_of(record: Mapping[str, Any]) -> np.ndarray:
     """(4, 2), see `Data`; 0 for networks without a slope."""
     logs = log_losses(record)
-    rows = dict(
-        zip(
-            record["variants"], logs[record["variants"].index(BASE)] - logs, strict=True
-        )
-    )
+    falls = logs[record["variants"].index(BASE)] - logs
+    rows = dict(zip(record["variants"], falls, strict=True))
     none = np.zeros(len(SEEDS))
     changes = HALF, DOUBLE, *SLOPES
-    return np.stack([rows.get(name, none) for name in changes]).clip(
-        -MAX_GAIN, MAX_GAIN
-    )
+    gains = np.stack([rows.get(name, none) for name in changes])
+    return gains.clip(-MAX_GAIN, MAX_GAIN)
 
 
 def log_losses(record: Mapping[str, Any]) -> np.ndarray:

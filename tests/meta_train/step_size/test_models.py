@@ -194,7 +194,7 @@ def test_the_comparison_is_printed_and_written(folder, quick, capsys):
     rows = read_json(folder / "compare.json", "comparison")["rows"]
     rows = {row["model"]: row for row in rows}
     assert rows["the rule"]["all"] == 0
-    assert rows["any distance"]["all"] > 5
+    assert rows["all trusted"]["all"] > 5
 
 
 def test_the_fitted_predictor_is_written_and_checked(folder, quick, capsys):
