@@ -36,9 +36,7 @@ class Config(collect.Config):
 def main(config: Config) -> None:
     rule = load_pretrained(config.rule)
     if not isinstance(getattr(rule, "multiplier", None), LearnedStep):
-        raise ValueError(
-            f"rule: expected one with a step predictor; got '{config.rule}'"
-        )
+        raise ValueError(f"rule: expected a step predictor; got '{config.rule}'")
     path = append_missing(config, "checks.jsonl", lambda seed: measure(seed, rule))
     records = read_lines([path])
     steps = np.array([record["steps"] for record in records])

@@ -42,16 +42,14 @@ class Config:
 
 
 def main(config: Config) -> None:
-    path = append_missing(config, "outcomes.jsonl", measure)
-    print(f"trainings are in '{path}'")
+    print(f"written: '{append_missing(config, 'outcomes.jsonl', measure)}'")
 
 
 def append_missing(config: Config, name: str, measure: Callable[[int], Record]) -> Path:
     """Appends the records of new seeds to a file of JSON lines; returns its path."""
-    folder = Path(config.folder)
-    make_folder(folder)
-    path = folder / name
-    known = {record["seed"] for record in read_lines(folder.glob(name))}
+    path = Path(config.folder, name)
+    make_folder(path.parent)
+    known = {record["seed"] for record in read_lines(path.parent.glob(name))}
     seeds = range(config.first, config.first + config.count)
     progress = tqdm([seed for seed in seeds if seed not in known], "trainings")
     for seed in progress:

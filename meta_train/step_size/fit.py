@@ -127,9 +127,7 @@ def compared(
     }
     models = {label: x.trusting(data, gains) for label, x in models.items()}
     models["all trusted"] = of_kinds
-    rows = [row_of("the rule", np.zeros(len(data.steps)), data.steps)]
-    for label, predictors in models.items():
-        rows.append(row_of(label, predictors.gains(data), data.steps))
+    rows = [row_of(name, x.gains(data), data.steps) for name, x in models.items()]
     gains = of_groups.trusting(data, gains).gains(data)
     for name in GROUPS:
         part = data.groups == name

@@ -202,11 +202,9 @@ def initialize(model: nn.Module, name: str) -> None:
                 INITIALIZERS[name](module.weight)
 
 
-def first_gradients(
-    training: Training, seed: int
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def first_gradients(training: Training, seed: int) -> tuple[nn.Module, list[Tensor]]:
     """A new network, and the gradients of its parameters on the first batch."""
     model, task = training.build(seed), training.task
     chosen = training.indices(seed, 0)
     loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
-    return model, torch.autograd.grad(loss, list(model.parameters()))
+    return model, list(torch.autograd.grad(loss, list(model.parameters())))

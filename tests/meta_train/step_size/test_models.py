@@ -190,10 +190,10 @@ def quick(monkeypatch):
 def test_the_comparison_is_printed_and_written(folder, quick, capsys):
     fit.main(fit.Config(str(folder)))
     printed = capsys.readouterr().out
-    assert "6 trainings of 6 kinds" in printed and "the rule" in printed
+    assert "6 trainings of 6 kinds" in printed and "as written" in printed
     rows = read_json(folder / "compare.json", "comparison")["rows"]
     rows = {row["model"]: row for row in rows}
-    assert rows["the rule"]["all"] == 0
+    assert rows["no caution"]["all"] >= rows["as written"]["all"]
     assert rows["all trusted"]["all"] > 5
 
 
