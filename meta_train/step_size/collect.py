@@ -42,7 +42,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    print(f"written: '{append_missing(config, 'outcomes.jsonl', measure)}'")
+    print(f"trainings are in '{append_missing(config, 'outcomes.jsonl', measure)}'")
 
 
 def append_missing(config: Config, name: str, measure: Callable[[int], Record]) -> Path:

@@ -39,6 +39,7 @@ def test_collecting_resumes(tmp_path, capsys):
     main(Config(first=16, count=1, folder=str(tmp_path)))
     assert path.read_text() == first
     assert capsys.readouterr().out.count(f"trainings are in '{path}'") == 2
+    main(Config(first=16, count=2, folder=str(tmp_path), least_steps=10**4))
     (record,) = read_lines([path])
     assert record["kind"] == draw(16).kind
     assert len(record["validation"]) == len(record["variants"])
