@@ -115,13 +115,13 @@ def fitted_without(data: Data, settings: Settings, parts: np.ndarray) -> LeftOut
 def compared(
     data: Data, at_random: LeftOut, of_kinds: LeftOut, of_groups: LeftOut
 ) -> list[Row]:
-    """Rows of models, kinds left out or trainings at random; of each group left out."""
+    """Rows of models with kinds or trainings left out, and of each group left out."""
     gains = at_random.gains(data)
-    known = of_kinds.predictors[0]
+    predictor = of_kinds.predictors[0]
     one = fitted_without(data, replace(Settings(), members=1), of_kinds.parts)
     models = {
-        "no caution": of_kinds.changed(caution=0 * known.caution),
-        "one network": one.changed(reach=known.reach),
+        "no caution": of_kinds.changed(caution=0 * predictor.caution),
+        "one network": one.changed(reach=predictor.reach),
         "as written": of_kinds,
         "left out at random": at_random,
     }
@@ -139,8 +139,8 @@ def compared(
 def best_limits(data: Data, left_out: Sequence[LeftOut]) -> dict[str, Any]:
     """Caution and reach with the best utility for trainings that are left out.
 
-    Those count with which few of `left_out[0]` have severe losses, if there are any.
-    left_out: the first one at random.
+    Limits with more severe losses than `MAX_SEVERE` are chosen if all have more.
+    left_out: the first leaves trainings out at random, and measures severe losses.
     """
     totals = {}
     for caution, reach in product(CAUTIONS, REACHES):
