@@ -28,7 +28,7 @@ class Config:
     """A bundled name or a weights file, with one of the package's metanets."""
     output: str
     """Where the rounded weights go."""
-    bits: int = 19
+    bits: int = 18
     """Bits of the mantissa that are kept, of 23."""
 
     def __post_init__(self) -> None:
