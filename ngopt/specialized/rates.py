@@ -85,11 +85,6 @@ class Rates:
             hidden, output = hidden[rows], output[rows]
         return replace(self, knots=self.knots[rows], hidden=hidden, output=output)
 
-    def copied(self, copies: int) -> "Rates":
-        """Of all parameters of the first copy of a network, then of the second, ..."""
-        rows = list(range(len(self.knots))) * copies
-        return replace(self.of(rows), shapes=None)
-
     def at(self, total_steps: int) -> Tensor:
         """The knots of one horizon, (n, k)."""
         shortest, longest = map(math.log, self.horizons)

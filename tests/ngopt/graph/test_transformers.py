@@ -9,10 +9,10 @@ from torch import nn
 pytest.importorskip("torchvision")
 pytest.importorskip("transformers")
 
-from benchmarks.parameter_roles import TRANSFORMERS, network
 from ngopt import build_graph
 from ngopt.graph.connectivity import components, unconnected
 from tests.graph_checks import assert_inverse
+from tests.ngopt.roles.role_labels import TRANSFORMERS, network
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

@@ -9,12 +9,12 @@ pytest.importorskip("torchvision")
 pytest.importorskip("transformers")
 
 from benchmarks.graph_building import FAMILIES
-from benchmarks.parameter_roles import TRANSFORMERS, label, network
 from ngopt import NeuralGraph, build_graph, parameter_roles
 from ngopt.graph.transforms import join_graphs, reordered
 from ngopt.roles.from_graph import ParameterRole, matrices_of_biases, roles_of
 from tests.graph_checks import assert_inverse
 from tests.networks import FromFunction
+from tests.ngopt.roles.role_labels import TRANSFORMERS, label, network
 from tests.selection import quick_first
 from tests.zoo import ZOO, zoo_graph, zoo_network
 

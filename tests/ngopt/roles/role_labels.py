@@ -1,16 +1,13 @@
-"""Counts how many inferred roles of parameters agree with labels by hand.
+"""Networks of torchvision and tiny transformers, and roles of their parameters by hand.
 
-    python -m benchmarks.parameter_roles --output results/parameter_roles.json
-
-Roles are inferred from the traced graph, and from parameters alone with and without
-their names. Networks are those of torchvision and tiny transformers. Labels are in
-`parameter_roles.csv`: roles of parameters whose names match a regular expression.
+Labels are in `role_labels.csv`: roles of parameters whose names match a regular
+expression.
 """
 
 import csv
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from benchmarks.graph_building import FAMILIES
-from benchmarks.records import Record, parser_of, table, write
 from benchmarks.shapes import causal_attention, torchvision_example
-from ngopt import build_graph
-from ngopt.roles import ParameterRole, parameter_roles
-from ngopt.roles.from_graph import roles_of
 
 VOCABULARY, WIDTH, LENGTH = 50, 24, 7
 
@@ -170,42 +161,3 @@ def label(network: str, parameter: str) -> str:
         if re.fullmatch(pattern, parameter):
             return role
     raise KeyError(f"labels: expected a pattern for '{parameter}' of {network}")
-
-
-def matching(labels: Iterable[str], roles: Iterable[ParameterRole]) -> int:
-    """The number of roles that equal their labels."""
-    pairs = zip(labels, roles, strict=True)
-    return sum(by_hand == inferred.role for by_hand, inferred in pairs)
-
-
-def measure(name: str) -> Record:
-    """The record of one network; `apart`: matrices of the trace, one for each view."""
-    model, example = network(name)
-    labels = [label(name, parameter) for parameter, _ in model.named_parameters()]
-    graph = build_graph(model, example)
-    traced = roles_of(graph)
-    named = parameter_roles(model.named_parameters())
-    unnamed = parameter_roles(model.parameters())
-    return {
-        "network": name,
-        "parameters": len(labels),
-        "traced": matching(labels, traced),
-        "named": matching(labels, named.values()),
-        "unnamed": matching(labels, unnamed.values()),
-        "apart": sum(block.view.shape[0] for role in traced for block in role.blocks),
-    }
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = parser_of(__doc__)
-    names = (*FAMILIES, *TRANSFORMERS)
-    parser.add_argument("--networks", nargs="+", choices=names, default=names)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    records = list(map(measure, tqdm(options.networks, unit="network")))
-    print(table(records))
-    write(options.output, records=records)
-
-
-if __name__ == "__main__":
-    main()
