@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from torch import nn
 from torch.optim import LBFGS
 from tqdm import tqdm
 
@@ -30,7 +29,6 @@ from meta_train.comparison.stacked_adam import train_copies
 from meta_train.problems import load_problem, problem_names
 from ngopt import NGOptimizer, load_pretrained
 from ngopt.pretrained import weights_hash
-from ngopt.race.training import TrainingLoop
 
 LOWEST = -20.0  # lower log losses are equal to it
 LRS = tuple(4e-4 * 2**k for k in range(11))
@@ -106,33 +104,20 @@ def lbfgs(problem: Any, steps: int, seeds: int) -> Result:
     return {"log_losses": losses}
 
 
-def train_default(
-    problem: Any, seed: int, steps: int, scheduled: bool
-) -> tuple[nn.Module, NGOptimizer, list[float]]:
-    """The trained network, its optimizer and training losses (steps + 1).
-
-    scheduled: with total_steps.
-    """
-    model, batch = problem.init(seed), problem.batch(seed, 0)
-    optimizer = NGOptimizer(
-        model.named_parameters(), total_steps=steps if scheduled else None
-    )
-    loop = TrainingLoop(
-        model, optimizer, None, lambda model, number: problem.loss(model, batch)
-    )
-    for _ in range(steps):
-        loop.step()
-    return model, optimizer, [*loop.losses, problem.loss(model, batch).item()]
-
-
 def default(problem: Any, steps: int, seeds: int, scheduled: bool) -> Result:
-    """averaged: log losses of averaged weights."""
+    """scheduled: with total_steps. averaged: log losses of averaged weights."""
     result: Result = {"log_losses": [], "averaged": []}
+    total_steps = steps if scheduled else None
     for seed in range(seeds):
-        model, optimizer, losses = train_default(problem, seed, steps, scheduled)
-        result["log_losses"].append(log_loss(losses[-1]))
+        model, batch = problem.init(seed), problem.batch(seed, 0)
+        optimizer = NGOptimizer(model.named_parameters(), total_steps=total_steps)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            problem.loss(model, batch).backward()
+            optimizer.step()
+        result["log_losses"].append(log_loss(problem.loss(model, batch).item()))
         with optimizer.averaged():
-            loss = problem.loss(model, problem.batch(seed, 0)).item()
+            loss = problem.loss(model, batch).item()
             result["averaged"].append(log_loss(loss))
     return result
 

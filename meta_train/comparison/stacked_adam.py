@@ -1,6 +1,6 @@
 """Trains copies of a network at once, each by Adam with settings of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +20,13 @@ def lr_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / (WARMUP * steps)) * (1 - step / steps)
 
 
-def constant_factor(step: int, steps: int) -> float:
-    """Of a constant learning rate; the arguments of `lr_factor`."""
-    return 1.0
-
-
 def train_copies(
-    problem: SupervisedProblem,
-    seed: int,
-    settings: Sequence[tuple],
-    steps: int,
-    factor: Callable[[int, int], float] = lr_factor,
+    problem: SupervisedProblem, seed: int, settings: Sequence[tuple], steps: int
 ) -> Tensor:
     """The training losses (steps + 1, copies) of Adam on the problem's full batch.
 
     All copies begin with the weights of the seed. The first row is before any step, the
-    last after all of them. settings: lr and beta1 of each copy. factor: of the learning
-    rates, from the step and the number of steps.
+    last after all of them. settings: lr and beta1 of each copy.
     """
     model = problem.init(seed)
     inputs, targets = problem.batch(seed, 0)
@@ -52,7 +42,7 @@ def train_copies(
         losses = loss(stacked_outputs(model, params, inputs), targets)
         curves.append(losses.detach())
         grads = torch.autograd.grad(losses.sum(), tuple(params.values()))
-        sizes = factor(step, steps) * lrs / (1 - beta1s ** (step + 1))
+        sizes = lr_factor(step, steps) * lrs / (1 - beta1s ** (step + 1))
         correction = 1 - BETA2 ** (step + 1)
         for p, grad, (mean, square) in zip(
             params.values(), grads, moments, strict=True
