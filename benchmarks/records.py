@@ -10,16 +10,15 @@ from typing import Any
 import torch
 
 from harness.files import make_folder
+from harness.tables import text_table
 
 Record = dict[str, Any]
 
 
 def table(records: Sequence[Record]) -> str:
     """One line for each record; the first record's keys are the header."""
-    columns = [[key, *(_cell(record[key]) for record in records)] for key in records[0]]
-    widths = [max(map(len, column)) + 2 for column in columns]
-    rows = zip(*columns, strict=True)
-    return "\n".join("".join(map(str.rjust, row, widths)) for row in rows)
+    keys = list(records[0])
+    return text_table([{key: _cell(record[key]) for key in keys} for record in records])
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

@@ -37,7 +37,9 @@ def draw(
 
     figure = graph_figure(graph, values)
     resolution = min(RESOLUTION, MAX_PIXELS / max(figure.get_size_inches()))
-    figure.savefig(path, format=suffix, dpi=resolution, facecolor="white")
+    figure.savefig(
+        path, format=suffix, dpi=resolution, facecolor="white", bbox_inches="tight"
+    )
 
 
 def format_of(path: str | os.PathLike[str]) -> str:

@@ -3,10 +3,9 @@
 import functools
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,10 @@ def isolated(model: nn.Module) -> Iterator[nn.Module]:
     `functools.lru_cache` that stored something are cleared.
 
     Neither copied nor restored: parameters that the forward writes through `.data`
-    (under `torch.no_grad` they are safe), global variables, closures of methods of its
-    class, and objects that cannot be copied, such as open files. Modules of torch.jit,
-    and modules whose attributes cannot be copied, run themselves.
+    (under `torch.no_grad` they are safe), global variables, attributes that it adds to
+    a class, closures of methods of its class, and objects that cannot be copied, such
+    as open files. Modules of torch.jit, and modules whose attributes cannot be copied,
+    run themselves.
     """
     copier = Copier()
     try:
@@ -70,54 +70,32 @@ def _restore_parameter(p: nn.Parameter, data: Tensor, grad: Tensor | None) -> No
 
 
 def _replace_class_attributes(copier: Copier, restored: ExitStack) -> None:
-    """Replaces the attributes of classes by copies; at the end every class has the
-    attributes that it had.
+    """Replaces the attributes of classes by copies until the end, when caches of
+    `functools` in their files that were used are cleared.
 
     copier: has copied objects of these classes.
     """
-    classes: set[type] = set()
-    for value in copier.originals:
-        classes.update(filter(_is_of_user, type(value).__mro__))
-    for cache in _caches(classes, copier.originals):
-        restored.callback(_clear_if_used, cache, cache.cache_info().misses)
-    for kind in classes:
-        attributes = dict(vars(kind))
-        restored.callback(_restore_attributes, kind, attributes)
-        for name, value in attributes.items():
+    kinds = {kind for value in copier.originals for kind in type(value).__mro__}
+    kinds = set(filter(_is_of_user, kinds))
+    files = {kind.__module__ for kind in kinds} & sys.modules.keys()
+    places = (*kinds, *(sys.modules[name] for name in files))
+    attributes = [list(vars(place).values()) for place in places]
+    for value in chain(copier.originals, *attributes):
+        cache = getattr(value, "__func__", value)  # of a static method
+        if type(cache) is functools._lru_cache_wrapper:
+            restored.callback(_clear_if_used, cache, cache.cache_info().misses)
+    for kind in kinds:
+        for name, value in list(vars(kind).items()):
             # methods and properties are no values
             if not name.startswith("__") and not hasattr(type(value), "__get__"):
-                copy = copier.copy(value)
-                if copy is not value:
-                    with suppress(AttributeError, TypeError):  # of a read-only class
-                        setattr(kind, name, copy)
+                with suppress(AttributeError, TypeError):  # of a read-only class
+                    setattr(kind, name, copier.copy(value))
+                    restored.callback(setattr, kind, name, value)
 
 
-def _restore_attributes(kind: type, attributes: dict[str, Any]) -> None:
-    # Python may add names such as __abstractmethods__ at any time
-    for name in vars(kind).keys() - attributes.keys():
-        if not name.startswith("__"):
-            delattr(kind, name)
-    for name, value in attributes.items():
-        if name not in vars(kind) or vars(kind)[name] is not value:
-            setattr(kind, name, value)
-
-
-def _caches(classes: Iterable[type], values: Iterable[Any]) -> set[Any]:
-    """Caches of `functools` among values, the attributes of classes, and the global
-    variables of classes and functions."""
-    names = {kind.__module__ for kind in classes}
-    functions = (value for value in values if type(value) is FunctionType)
-    names |= {function.__module__ for function in filter(_is_of_user, functions)}
-    files = [vars(sys.modules[name]) for name in names if name in sys.modules]
-    attributes = chain(*(place.values() for place in (*map(vars, classes), *files)))
-    # those of a static method
-    found = (getattr(value, "__func__", value) for value in attributes)
-    return {f for f in (*found, *values) if type(f) is functools._lru_cache_wrapper}
-
-
-def _is_of_user(made: Any) -> bool:
-    """Whether a class or function is neither of torch nor of Python itself."""
-    library = str(made.__module__).partition(".")[0]
+def _is_of_user(kind: type) -> bool:
+    """Whether a class is neither of torch nor of Python itself."""
+    library = str(kind.__module__).partition(".")[0]
     return library != "torch" and library not in sys.stdlib_module_names
 
 

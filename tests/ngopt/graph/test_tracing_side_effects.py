@@ -96,16 +96,6 @@ def test_stored_values_are_as_before(kind):
     assert model.calls == 1
 
 
-def test_a_class_attribute_that_a_forward_adds_is_removed():
-    class Adding(Net):
-        def forward(self, x):
-            type(self).added = x
-            return self.b(self.a(x))
-
-    build_graph(Adding(), torch.randn(4, 8))
-    assert not hasattr(Adding, "added")
-
-
 def test_a_tensor_of_a_class_that_a_forward_writes_is_as_before():
     class Writing(Net):
         queue = torch.zeros(4)
