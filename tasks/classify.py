@@ -3,8 +3,7 @@
 
 Trains a model to predict the class of the image that a network represents, from the
 network alone (Kofinas et al. 2024, section 4.1), on a folder of `tasks.inr fit`. Writes
-a checkpoint, from which the same command resumes, TensorBoard events, `result.json`
-and, of learned probes, `probes.png`.
+a checkpoint, from which the same command resumes, TensorBoard events and `result.json`.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,6 @@ def test_a_run_prints_and_writes_its_results(config, tmp_path, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["test"]["accuracy"] * 16 == round(result["test"]["accuracy"] * 16)
     assert result["config"]["probes"] == 4
-    assert (tmp_path / "probes.png").stat().st_size > 1000
     assert len(result["validation"]) == 2
     assert result["steps"] == 8  # six seconds, and two that are not counted
     printed = capsys.readouterr().out
