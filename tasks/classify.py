@@ -35,7 +35,7 @@ class Classification(NetworkTask[Config]):
     """The loss is cross-entropy, the score accuracy."""
 
     def build(self, config: Config) -> None:
-        self.data = read_sirens(config.data, config.skip_damaged, config.limit)
+        self.data = read_sirens(config.data, config.limit)
         for networks in self.data.values():
             check_column(config.data, networks.columns, "label", CLASSES - 1)
         self.model = self.make_model([self.data["train"].stack], CLASSES)

@@ -111,7 +111,7 @@ class Editing(NetworkTask[Config]):
     its negative."""
 
     def build(self, config: Config) -> None:
-        self.data = read_sirens(config.data, config.skip_damaged, config.limit)
+        self.data = read_sirens(config.data, config.limit)
         images = original_images(config.data, self.data)
         edit = EDITS[config.edit]
         self.targets = {split: edit(originals) for split, originals in images.items()}

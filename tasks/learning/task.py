@@ -39,8 +39,6 @@ class TaskConfig:
     symmetry: bool = True
     """Put networks into canonical form, which removes symmetries of their parameters.
     """
-    skip_damaged: bool = False
-    """Leave out shards that cannot be read, and print which, instead of ending."""
     limit: int | None = None
     """Number of networks for training: the first images, or a part of every
     architecture. None for all."""

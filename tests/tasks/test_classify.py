@@ -110,21 +110,6 @@ def test_invalid_settings_are_refused(config, changes, message):
         Classification(replace(config, **changes))
 
 
-def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
-    folder = tmp_path / "inr"
-    shutil.copytree(data / "inr-mnist", folder)
-    (path,) = folder.glob("train-*")
-    shutil.copy(path, folder / "train-00001.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    broken = replace(config, data=str(folder))
-    with pytest.raises(ValueError, match="train-00000.safetensors': .* SHA-256"):
-        Classification(broken)
-    data = Classification(replace(broken, skip_damaged=True)).data
-    assert len(data["train"].columns["label"]) == 48
-
-
 def test_labels_of_no_class_are_refused(config, data, tmp_path):
     folder = tmp_path / "inr"
     shutil.copytree(data / "inr-mnist", folder)
