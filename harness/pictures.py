@@ -6,12 +6,9 @@ from statistics import fmean, stdev
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 HISTOGRAM_BINS = 40
-ENLARGED = 4  # pixels of a side for a pixel of an image
 
 
 def draw_rows(
@@ -94,29 +91,3 @@ def draw_means(
         axes.set_xticks(numbers, [f"{number:,g}" for number in numbers])
         axes.minorticks_off()
     figure.savefig(path, dpi=150)
-
-
-def draw_points(path: Path, points: Tensor) -> None:
-    """Draws points of an image.
-
-    points: (n, 2), row and column; the outermost pixels are at -1 and 1.
-    """
-    figure = Figure(figsize=(4, 4), layout="constrained")
-    axes = figure.subplots()
-    rows, columns = points.unbind(1)
-    axes.scatter(columns, rows, s=12)
-    axes.add_patch(Rectangle((-1, -1), 2, 2, fill=False, color="0.6"))
-    axes.set(xlabel="column", ylabel="row", aspect="equal")
-    axes.invert_yaxis()
-    figure.savefig(path, dpi=150)
-
-
-def draw_images(path: Path, images: Tensor) -> None:
-    """Draws images, each scaled from its smallest to its largest value.
-
-    images: (n, channels, height, width), of 1 or 3 channels.
-    """
-    from torchvision.utils import save_image
-
-    shown = interpolate(images, scale_factor=ENLARGED)
-    save_image(shown, path, normalize=True, scale_each=True, pad_value=1.0)

@@ -3,8 +3,7 @@
 
 Trains a model to predict the class of the image that a network represents, from the
 network alone (Kofinas et al. 2024, section 4.1), on a folder of `tasks.inr fit`. Writes
-a checkpoint, from which the same command resumes, TensorBoard events, `result.json`
-and, of learned probes, `probes.png`.
+a checkpoint, from which the same command resumes, TensorBoard events and `result.json`.
 """
 
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ class Classification(NetworkTask[Config]):
     """The loss is cross-entropy, the score accuracy."""
 
     def build(self, config: Config) -> None:
-        self.data = read_sirens(config.data, config.skip_damaged, config.limit)
+        self.data = read_sirens(config.data, config.limit)
         for networks in self.data.values():
             check_column(config.data, networks.columns, "label", CLASSES - 1)
         self.model = self.make_model([self.data["train"].stack], CLASSES)

@@ -7,9 +7,8 @@ model may return several networks, whose images are averaged (`--outputs 8`, arX
 2602.01083). Writes what `tasks.classify` writes, and `edited.png`: images before and
 after, with their targets.
 
-Networks of `tasks.inr fit` are compared with the edited images that they were fitted
-to. Networks of `tasks.published` are compared with the edited images that they render,
-or, with `--originals mnist`, with those of a data set.
+Networks are of `tasks.inr fit`, and are compared with the edited images that they were
+fitted to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from harness import cli
-from harness.image_datasets import DATASETS, load_dataset
+from harness.image_datasets import load_dataset
 from harness.pictures import draw_rows
 from harness.settings import check_choice, check_counts
 from tasks.inr import PROGRAM as FIT
@@ -31,8 +30,7 @@ from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_t
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid
-from tasks.published import PROGRAM as PUBLISHED
-from tasks.shards import SPLITS, check_column, read_manifest
+from tasks.shards import check_column, read_settings
 from tasks.sources.signals import MIDDLE
 
 # Initial step size of the updates, in standard deviations of each parameter (Kofinas et
@@ -40,10 +38,6 @@ from tasks.sources.signals import MIDDLE
 FIRST_SCALE = 0.01
 SHOWN = 8
 CONTRAST = 1.5
-# Height and width of the images of published networks, by channels: MNIST, CIFAR-10.
-SIDES = {1: 28, 3: 32}
-# The published format whose `index` is the image's number in its data set.
-NUMBERED = "nfn"
 
 
 def dilated(images: Tensor) -> Tensor:
@@ -76,17 +70,11 @@ class Config(TaskConfig):
     """Networks that are made of one; their images are averaged."""
     points: int = 256
     """Random pixels of each image in a training step."""
-    originals: str | None = None
-    """Data set of the images of `tasks.published --format nfn`: mnist, fashion-mnist or
-    cifar10, whose images their files are numbered by. None: images of `tasks.inr fit`,
-    or those that published networks render."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("edit", self.edit, EDITS)
         check_counts(self, "outputs", "points")
-        if self.originals is not None:
-            check_choice("originals", self.originals, DATASETS)
 
 
 class Editor(nn.Module):
@@ -123,8 +111,8 @@ class Editing(NetworkTask[Config]):
     its negative."""
 
     def build(self, config: Config) -> None:
-        self.data = read_sirens(config.data, config.skip_damaged, config.limit)
-        images = original_images(config.data, config.originals, self.data)
+        self.data = read_sirens(config.data, config.limit)
+        images = original_images(config.data, self.data)
         edit = EDITS[config.edit]
         self.targets = {split: edit(originals) for split, originals in images.items()}
         train = self.data["train"].stack
@@ -188,89 +176,26 @@ class Editing(NetworkTask[Config]):
         return {"mse": self.error("test"), "mse_unedited": mse_unedited}
 
 
-def original_images(
-    folder: str, dataset: str | None, networks: Mapping[str, Sirens]
-) -> dict[str, Tensor]:
-    """Images that networks represent, by split, (n, channels, height, width) in [0, 1].
+def original_images(folder: str, networks: Mapping[str, Sirens]) -> dict[str, Tensor]:
+    """Images that networks were fitted to, by split, (n, channels, height, width) in
+    [0, 1].
 
-    dataset: of the images. None for that of `tasks.inr fit`, or to render published
-    networks.
-
-    Raises ValueError for networks of another program, and for a data set that is not
-    theirs.
+    Raises ValueError, which names the folder, for networks of another program, and for
+    the number of an image that the data set does not have.
     """
-    settings = read_manifest(Path(folder))["settings"]
-    program = settings.get("program")
-    is_published = program == PUBLISHED
-    if program not in (FIT, PUBLISHED):
-        raise ValueError(
-            f"folder '{folder}': expected networks of {FIT} or {PUBLISHED}; got those "
-            f"of {program}"
-        )
-    if is_published and dataset is None:
-        return {split: rendered_images(networks[split].stack) for split in networks}
-    if is_published and settings.get("format") != NUMBERED:
-        raise ValueError(
-            f"originals: expected networks of format {NUMBERED}, which have image "
-            f"numbers; got '{settings.get('format')}'. Leave out --originals."
-        )
-    name = settings.get("data", dataset)  # published networks do not store it
-    if dataset not in (None, name):
-        raise ValueError(
-            f"originals: expected '{name}', as in folder '{folder}'; got '{dataset}'"
-        )
-    data = load_dataset(name)
-    images: dict[str, Tensor] = {s: getattr(data, s).images for s in SPLITS}
-    if is_published:
-        # numbered across all splits
-        images = dict.fromkeys(SPLITS, torch.cat(list(images.values())))
-    return {
-        split: numbered_images(folder, networks[split], images[split])
-        for split in networks
-    }
-
-
-def numbered_images(folder: str, networks: Sirens, images: Tensor) -> Tensor:
-    """The images of networks, by their numbers, in [0, 1].
-
-    images: (n, channels, height, width) uint8.
-
-    Raises ValueError, which names the folder, for a number out of range and for another
-    number of channels.
-    """
-    check_column(folder, networks.columns, "index", len(images) - 1)
-    channels = output_channels(networks.stack)
-    if channels != images.shape[1]:
-        raise ValueError(
-            f"folder '{folder}': expected networks of {images.shape[1]} channels, "
-            f"as images have; got {channels}"
-        )
-    return images[networks.columns["index"]].float() / 255
-
-
-@torch.no_grad()
-def rendered_images(stack: NetworkStack) -> Tensor:
-    """Images that networks render, in [0, 1]. Raises ValueError unless they have 1 or 3
-    channels."""
-    channels = output_channels(stack)
-    if channels not in SIDES:
-        expected = " or ".join(map(str, SIDES))
-        raise ValueError(
-            f"networks: expected images of {expected} channels; got {channels}"
-        )
-    shape = SIDES[channels], SIDES[channels]
-    chunks = stack.split(EVALUATION_BATCH)
-    return torch.cat([images_of(chunk, shape) for chunk in chunks]).clamp(0, 1)
+    data = load_dataset(read_settings(Path(folder), FIT)["data"])
+    images = {}
+    for split, (_, columns) in networks.items():
+        pixels = getattr(data, split).images
+        check_column(folder, columns, "index", len(pixels) - 1)
+        images[split] = pixels[columns["index"]].float() / 255
+    return images
 
 
 def images_of(stack: NetworkStack, shape: Sequence[int]) -> Tensor:
     """Images of networks, (b, channels, *shape)."""
     outputs = stack.architecture.outputs(stack.params, pixel_grid(*shape))
     return outputs.mT.unflatten(-1, shape) + MIDDLE
-
-
-def output_channels(stack: NetworkStack) -> int:
-    return stack.params[-1].shape[-1]  # of the last bias
 
 
 if __name__ == "__main__":

@@ -73,8 +73,6 @@ class ShowConfig:
     folder: str
     output: str = "inr.png"
     count: int = 8
-    skip_damaged: bool = False
-    """Leave out shards that cannot be read, and print which, instead of ending."""
 
 
 def fit(
@@ -157,7 +155,7 @@ def show(config: ShowConfig) -> None:
     """Draws signals above the outputs of their networks."""
     folder, output = Path(config.folder), Path(config.output)
     settings = read_settings(folder, PROGRAM)
-    networks = next(read_split(folder, "train", config.skip_damaged))
+    networks = next(read_split(folder, "train"))
     sizes = {split: settings[split] for split in SPLITS}
     signals = load_signals(settings["data"], sizes, settings["seed"])["train"]
     values = signals.values(networks.columns["index"][: config.count])

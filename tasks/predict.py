@@ -79,8 +79,7 @@ class Prediction(NetworkTask[Config]):
 
     def _read(self, split: str) -> NetworkDataset:
         folder, widest = self.config.data, self.config.widest
-        groups = read_split(Path(folder), split, self.config.skip_damaged)
-        data = NetworkDataset.from_groups(groups)
+        data = NetworkDataset.from_groups(read_split(Path(folder), split))
         check_column(folder, data.columns, "accuracy", 1)
         if widest is not None:
             wants_narrow = split != "test"

@@ -1,14 +1,24 @@
 """Converts published networks into folders of shards (`tasks.shards`):
 `python -m tasks.published --format cnn-zoo --source ... --folder data/cnn-zoo`.
 
-Formats, and their sources:
+Formats, and the files of their sources:
 
-dwsnets: INRs of Navon et al. 2023; a JSON file of splits, beside one file a network.
-nfn: SIRENs of Zhou et al. 2023; a folder per class with one file a network.
-cnn-zoo: the small CNN zoo of Unterthiner et al. 2020; a folder with `weights.npy`,
-    `metrics.csv.gz` and `layout.csv`.
-wild-park: CNNs of Kofinas et al. 2024; a JSON file of splits, beside one file a
-    network.
+dwsnets: INRs of Navon et al. 2023. A JSON file {train, val, test: {path, label}}, with
+lists in each entry, and paths relative to its folder; or {train, val, test: [path]} if
+files have a label. One file a network has seq.{0, 1, ...}.{weight, bias}.
+
+nfn: SIRENs of Zhou et al. 2023. A folder of NAME_<label>s/net<index>.pth, which have
+net.{0, 1, ...}.linear.{weight, bias}, in the last layer without "linear".
+
+cnn-zoo: the small CNN zoo of Unterthiner et al. 2020. A folder of weights.npy,
+(networks, parameters); metrics.csv.gz, a row per network, with step, test_accuracy and
+config.activation; and layout.csv, with varname, start_idx, end_idx and shape of every
+parameter. Kernels are (height, width, in, out), matrices (in, out).
+
+wild-park: CNNs of Kofinas et al. 2024. A JSON file {train, val, test: {path, score,
+step}} as of dwsnets. One file a network has config, with lists of channels,
+kernel_size, stride, padding, residual (-1 for no skip) and activation of layers, and
+model, with weight and bias of layers.{0, 1, ...} and fc.
 """
 
 from collections.abc import Callable, Iterable, Iterator

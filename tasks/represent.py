@@ -59,7 +59,7 @@ class Representation(NetworkTask[Config]):
     a linear regression."""
 
     def build(self, config: Config) -> None:
-        data = read_sirens(config.data, config.skip_damaged)
+        data = read_sirens(config.data)
         self.stacks = {split: data[split].stack for split in data}
         self.targets = {
             split: regression_targets(data[split].columns) for split in data

@@ -24,10 +24,7 @@ from ngopt.pretrained.tensor_files import read_tensors, write_tensors
 FORMAT = "ngopt-shard-1"
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
-DAMAGED_ADVICE = (
-    "Pass --skip-damaged to leave it out, or run the command that made the folder to "
-    "make it again."
-)
+DAMAGED_ADVICE = "Run the command that made the folder to make the shard again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +161,11 @@ def shard_paths(folder: Path, split: str = "*") -> list[Path]:
     return sorted(folder.glob(f"{split}-*.safetensors"))
 
 
-def read_split(
-    folder: Path, split: str, skip_damaged: bool = False
-) -> Iterator[Networks]:
+def read_split(folder: Path, split: str) -> Iterator[Networks]:
     """All groups of a split, shard by shard. Prints if the folder is not finished.
 
-    skip_damaged: leave out shards that cannot be read, and print their names, instead
-    of raising ValueError.
-
-    Raises ValueError if the split has no readable shard, or for a shard that is damaged
-    or missing.
+    Raises ValueError if the split has no shard, or for a shard that is damaged or
+    missing.
     """
     files = [folder / row["file"] for row in read_manifest(folder)["shards"]]
     listed = {path for path in files if path.match(f"{split}-*")}
@@ -187,21 +179,12 @@ def read_split(
             f"folder '{folder}': not finished: split '{split}' has {len(paths)} "
             f"shards, {len(listed)} of them in the manifest"
         )
-    has_read = False
     for path in paths:
         try:
             groups = read_shard(path)
         except ValueError as error:
-            if not skip_damaged:
-                raise ValueError(f"{error}. {DAMAGED_ADVICE}") from None
-            tqdm.write(f"left out: {error}")
-            continue
-        has_read = True
+            raise ValueError(f"{error}. {DAMAGED_ADVICE}") from None
         yield from groups
-    if not has_read:
-        raise ValueError(
-            f"folder '{folder}': expected readable shards of split '{split}'; got none"
-        )
 
 
 def check_parameters(

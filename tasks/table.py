@@ -48,8 +48,6 @@ class Config:
     """Compile the training steps of ours, where that is faster."""
     seeds: int = 3
     """Seeds of our models; baselines have one."""
-    skip_damaged: bool = False
-    """Leave out shards that cannot be read, and print which, instead of ending."""
     rows: tuple[str, ...] = ()
     """Labels of rows; none for all."""
     processes: int = 1
@@ -100,7 +98,6 @@ def runs(config: Config) -> Iterator[Run]:
             settings = {
                 "data": config.data,
                 "folder": str(Path(config.folder, name)),
-                "skip_damaged": config.skip_damaged,
                 "compiled": config.compiled and row.is_ours,
                 "training": training,
             }

@@ -85,8 +85,6 @@ class TrainConfig:
 class ShowConfig:
     folder: str
     output: str = "zoo.png"
-    skip_damaged: bool = False
-    """Leave out shards that cannot be read, and print which, instead of ending."""
 
 
 def counts(runs: int) -> dict[str, int]:
@@ -189,7 +187,7 @@ def show(config: ShowConfig) -> None:
     settings = read_settings(folder, PROGRAM)
     networks: list[Networks] = []
     for split in SPLITS:
-        networks += read_split(folder, split, config.skip_damaged)
+        networks += read_split(folder, split)
     steps, accuracies = column_of(networks, "step"), column_of(networks, "accuracy")
     groups = {
         f"step {step}": accuracies[steps == step] for step in steps.unique().tolist()

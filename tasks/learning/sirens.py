@@ -17,19 +17,16 @@ class Sirens(NamedTuple):
     columns: Mapping[str, Tensor]
 
 
-def read_sirens(
-    folder: str, skip_damaged: bool, limit: int | None = None
-) -> dict[str, Sirens]:
+def read_sirens(folder: str, limit: int | None = None) -> dict[str, Sirens]:
     """All splits of a folder of `tasks.inr fit`.
 
     limit: number of training networks, the first; None for all.
 
-    Raises ValueError for networks of another kind, and a damaged shard unless
-    `skip_damaged`.
+    Raises ValueError for networks of another kind, and for a damaged shard.
     """
     splits = {}
     for split in SPLITS:
-        groups = list(read_split(Path(folder), split, skip_damaged))
+        groups = list(read_split(Path(folder), split))
         for group in groups:
             kind = group.architecture.get("kind")
             if kind != "siren":

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from harness.files import write_json
 from harness.image_datasets import batch_indices
-from harness.pictures import draw_images, draw_points
 from harness.random import seeded
 from harness.settings import check_counts, check_setting, named_settings
 from tasks.learning.catalogue import make_model
 from tasks.learning.training import Progress, Trainable, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps
-from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import NetworkStack
 
 # Networks per call in evaluation.
@@ -41,8 +39,6 @@ class TaskConfig:
     symmetry: bool = True
     """Put networks into canonical form, which removes symmetries of their parameters.
     """
-    skip_damaged: bool = False
-    """Leave out shards that cannot be read, and print which, instead of ending."""
     limit: int | None = None
     """Number of networks for training: the first images, or a part of every
     architecture. None for all."""
@@ -141,19 +137,7 @@ def run_task(config: Config, make: Callable[[Config], NetworkTask[Config]]) -> N
     task.model.eval()
     with torch.no_grad():
         results = task.results()
-    draw_probes(Path(config.folder, "probes.png"), task.model)
     report(config, task.model, trainer.progress, results)
-
-
-def draw_probes(path: Path, model: nn.Module) -> None:
-    """Draws the learned inputs of a model, if any: points of images, or images."""
-    for module in model.modules():
-        if isinstance(module, LearnedInputs):
-            inputs = module().detach()
-            if inputs.dim() == 4:
-                draw_images(path, inputs)
-            elif inputs.shape[1] == 2:
-                draw_points(path, inputs)
 
 
 def report(

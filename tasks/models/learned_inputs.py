@@ -1,4 +1,5 @@
-"""Probing inputs of networks, learned together with the model that uses them."""
+"""Probing inputs of networks, () -> (m, *shape), learned together with the model that
+uses them."""
 
 from collections.abc import Sequence
 from math import ceil, log2
@@ -10,11 +11,7 @@ FIRST_SIDE = 4
 """Height and width of the first map of an image generator."""
 
 
-class LearnedInputs(nn.Module):
-    """Base class: () -> (m, *shape)."""
-
-
-class FreeInputs(LearnedInputs):
+class FreeInputs(nn.Module):
     """Inputs that are parameters themselves, initially uniform in (-1, 1)."""
 
     def __init__(self, count: int, shape: Sequence[int]):
@@ -25,7 +22,7 @@ class FreeInputs(LearnedInputs):
         return self.inputs
 
 
-class GeneratedInputs(LearnedInputs):
+class GeneratedInputs(nn.Module):
     """Learned codes, mapped to inputs by a generator without activations between its
     layers, so that images are smooth (Kahana et al. 2024): two linear layers for
     points, transposed convolutions for images.

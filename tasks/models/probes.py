@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tasks.models.learned_inputs import LearnedInputs
 from tasks.networks.architectures import NetworkStack
 
 
@@ -30,12 +29,10 @@ class Probes(nn.Module):
     paper has one linear map per layer.) It reads mean and standard deviation over
     space; for outputs, their values and the log-softmax over all outputs.
 
-    count: of the inputs. width: of the codes. hidden: width of the MLPs.
+    inputs: () -> (m, *shape). count: m. width: of the codes. hidden: width of the MLPs.
     """
 
-    def __init__(
-        self, inputs: LearnedInputs, count: int, width: int, hidden: int = 128
-    ):
+    def __init__(self, inputs: nn.Module, count: int, width: int, hidden: int = 128):
         super().__init__()
         self.inputs = inputs
         self.codes = nn.ModuleDict()

@@ -25,7 +25,6 @@ def test_a_run_prints_and_writes_its_results(config, tmp_path, capsys):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["test"]["accuracy"] * 16 == round(result["test"]["accuracy"] * 16)
     assert result["config"]["probes"] == 4
-    assert (tmp_path / "probes.png").stat().st_size > 1000
     assert len(result["validation"]) == 2
     assert result["steps"] == 8  # six seconds, and two that are not counted
     printed = capsys.readouterr().out
@@ -109,21 +108,6 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
 def test_invalid_settings_are_refused(config, changes, message):
     with pytest.raises(ValueError, match=message):
         Classification(replace(config, **changes))
-
-
-def test_a_damaged_shard_is_left_out_only_on_request(config, data, tmp_path):
-    folder = tmp_path / "inr"
-    shutil.copytree(data / "inr-mnist", folder)
-    (path,) = folder.glob("train-*")
-    shutil.copy(path, folder / "train-00001.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    broken = replace(config, data=str(folder))
-    with pytest.raises(ValueError, match="train-00000.safetensors': .* SHA-256"):
-        Classification(broken)
-    data = Classification(replace(broken, skip_damaged=True)).data
-    assert len(data["train"].columns["label"]) == 48
 
 
 def test_labels_of_no_class_are_refused(config, data, tmp_path):

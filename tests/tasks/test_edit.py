@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,6 @@ from tasks import edit
 from tasks.edit import Config, Editing, contrasted, dilated, images_of
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
-from tasks.published import PublishedConfig, convert
-from tasks.sources import published_inrs
-from tests.tasks.sources.published import write_nfn
 from tests.tasks.stacks import losses_of
 
 
@@ -85,7 +83,6 @@ def test_compiled_steps_are_the_same(config, compiled_eagerly):
     [
         ({"edit": "erode"}, "edit: expected one of dilate, contrast; got 'erode'"),
         ({"outputs": 0}, "outputs: expected 1 or more; got 0"),
-        ({"originals": "svhn"}, "originals: expected one of .*; got 'svhn'"),
     ],
 )
 def test_invalid_settings_are_refused(config, changes, message):
@@ -98,78 +95,15 @@ def test_more_outputs_than_an_evaluation_batch(config, monkeypatch):
     assert Editing(config(outputs=2)).score() < 0
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """A folder of NFN's SIRENs, brought from files as their authors write them."""
-    monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 4, "test": 4})
-    source, folder = tmp_path / "source", tmp_path / "published"
-    write_nfn(source, count=24, widths=(2, 8, 8, 1))
-    convert(PublishedConfig("nfn", str(source), str(folder)))
-    return folder
-
-
-@torch.no_grad()
-def test_published_networks_are_compared_with_their_renderings(config, published):
-    task = Editing(replace(config(), data=str(published)))
-    assert task.targets["train"].shape == (16, 1, 28, 28)
-    rendered = images_of(task.data["test"].stack, (28, 28)).clamp(0, 1)
-    assert torch.equal(task.targets["test"], dilated(rendered))
-
-
-def test_published_networks_are_edited_from_the_command_line(config, published):
-    folders = {"data": str(published), "folder": str(published / "run")}
-    run_task(replace(config(), **folders), Editing)
-    result = json.loads((published / "run" / "result.json").read_text())["test"]
-    assert result["mse"] > 0 and result["mse_unedited"] > 0
-
-
-def test_published_networks_are_numbered_by_all_images_of_a_data_set(config, published):
-    data = edit.load_dataset("mnist").train.images.float() / 255
-    targets = Editing(replace(config(), data=str(published), originals="mnist")).targets
-    assert torch.equal(targets["test"], dilated(data[20:24]))
-
-
-@pytest.mark.parametrize(
-    "changes, originals, message",
-    [
-        (
-            {"format": "dwsnets"},
-            "mnist",
-            "expected networks of format nfn.*got 'dwsnets'",
-        ),
-        (
-            {"program": "tasks.zoo train"},
-            None,
-            "of tasks.inr fit or tasks.published; got",
-        ),
-    ],
-)
-def test_networks_without_known_images_are_refused(
-    config, published, changes, originals, message
-):
-    path = published / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["settings"] |= changes
-    path.write_text(json.dumps(manifest))
+def test_networks_of_another_program_are_refused(config, data, tmp_path):
+    folder = tmp_path / "inr"
+    shutil.copytree(data / "inr-mnist", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"]["program"] = "tasks.published"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    message = "inr': expected networks of tasks.inr fit; got those of tasks.published"
     with pytest.raises(ValueError, match=message):
-        Editing(replace(config(), data=str(published), originals=originals))
-
-
-def test_originals_of_another_data_set_are_refused(config):
-    with pytest.raises(ValueError, match="originals: expected 'mnist', as in folder"):
-        Editing(config(originals="cifar10"))
-
-
-def test_networks_of_other_channels_than_the_images(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 1, "test": 1})
-    write_nfn(tmp_path / "source", count=4, widths=(2, 8, 8, 3))
-    folder = str(tmp_path / "published")
-    convert(PublishedConfig("nfn", str(tmp_path / "source"), folder))
-    published_config = replace(config(), data=folder)
-    assert Editing(published_config).targets["test"].shape == (1, 3, 32, 32)
-    message = "networks of 1 channels, as images have; got 3"
-    with pytest.raises(ValueError, match=message):
-        Editing(replace(published_config, originals="mnist"))
+        Editing(replace(config(), data=str(folder)))
 
 
 def test_numbers_of_missing_images_are_refused(config, monkeypatch):

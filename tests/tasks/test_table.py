@@ -50,12 +50,6 @@ def test_new_seeds_are_added_and_other_settings_refused(config, tmp_path, capsys
         make_table(replace(config, batch=2))
 
 
-def test_damaged_shards_are_left_out_on_request(config):
-    for skip in (False, True):
-        configs = [run.config for run in runs(replace(config, skip_damaged=skip))]
-        assert {config.skip_damaged for config in configs} == {skip}
-
-
 def test_a_damaged_result_is_named(config, tmp_path):
     path = tmp_path / "statnn-0" / "result.json"
     path.parent.mkdir()

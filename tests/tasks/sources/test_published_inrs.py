@@ -76,7 +76,7 @@ class TestDwsnets:
         source.write_text(json.dumps(paths))
         (network,) = read_dwsnets(source, "test")
         assert network.columns["label"].tolist() == [4]
-        message = "train_0/model_final.pth': label: expected a value; got none"
+        message = "train_0/model_final.pth': expected a value 'label'; got none"
         refused_dwsnets(source, message, split="train")
 
     @pytest.mark.parametrize(
@@ -84,19 +84,13 @@ class TestDwsnets:
         [
             (
                 "seq.1.bias",
-                torch.zeros(3),
-                r"layers.1.bias: expected shape \(4,\); got \(3,\)",
-            ),
-            (
-                "seq.1.bias",
                 torch.full((4,), torch.nan),
                 "layers.1.bias: expected finite numbers; got others",
             ),
-            ("seq.0.bias", 3, "seq.0.bias: expected a tensor .*; got int"),
             (
                 "seq.1.bias",
                 torch.zeros(4, dtype=torch.complex64),
-                "seq.1.bias: expected a tensor of real numbers; got .*complex",
+                "layers.1.bias: expected a tensor of real numbers; got .*complex",
             ),
             (3, 0, "expected names; got 3"),
         ],
@@ -108,37 +102,22 @@ class TestDwsnets:
     @pytest.mark.parametrize(
         "text, message",
         [
-            (
-                '{"train": {"path": []}}',
-                "test: expected a split of this name; got none",
-            ),
+            ('{"train": {"path": []}}', "expected a value 'test'; got none"),
             ("{", "expected JSON; got: Expecting"),
-            ('{"test": {"path": [1], "label": [1]}}', "path: expected names .*; got 1"),
-            ('{"test": {"path": ["a"], "label": 1}}', "label: expected a list; got 1"),
-            ('{"test": {"path": "a", "label": [1]}}', "path: expected a list; got 'a'"),
+            ('{"test": {"path": [1], "label": [1]}}', ".*this format; got: .*'int'"),
         ],
     )
     def test_bad_split_files(self, source, text, message):
         source.write_text(text)
         refused_dwsnets(source, f"splits.json': {message}")
 
-    @pytest.mark.parametrize("label", ["x", None, [], -1, float("nan")])
+    @pytest.mark.parametrize("label", ["x", None, [], -1, float("nan"), float("inf")])
     def test_bad_labels(self, source, label):
         change(source, label=label)
         source.write_text(json.dumps({"test": [TEST_FILE]}))
         refused_dwsnets(source, "final.pth': label: expected a number from 0")
 
-    @pytest.mark.parametrize(
-        "contents",
-        [
-            b"",
-            b"hello world",
-            b"<html>",
-            b"\x80\x02.",
-            b"\x80\x02h\x05.",
-            b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",
-        ],
-    )
+    @pytest.mark.parametrize("contents", [b"", b"<html>", b"\x80\x02h\x05."])
     def test_files_without_a_checkpoint_are_refused(self, source, contents):
         (source.parent / TEST_FILE).write_bytes(contents)
         refused_dwsnets(source, "final.pth': expected tensors and plain values")
@@ -173,28 +152,20 @@ class TestNfn:
         path = source / "other" / "net3.pth"
         path.parent.mkdir()
         torch.save({}, path)
-        message = "other/net3.pth': name: expected NAME_<label>s/net<index>.pth"
+        message = "other/net3.pth': expected a name NAME_<label>s/net<index>.pth"
         refused_nfn(source, message)
         path.unlink()
         torch.save({}, source / "randinit_test_0s" / "net3.pth")
-        refused_nfn(source, "3s/net3.pth': name: .*; got 3, as '.*0s/net3.pth'")
+        refused_nfn(source, "3s/net3.pth': .*an index that no other file has")
 
-    @pytest.mark.parametrize(
-        "values, message",
-        [
-            ({"epoch": 1}, "epoch: expected a tensor .*; got int"),
-            (
-                {"net.0.weight": torch.zeros(3)},
-                "expected weights of linear layers; got layers.0.weight",
-            ),
-        ],
-    )
-    def test_bad_files(self, source, values, message):
+    def test_weights_of_no_linear_layer(self, source):
+        values = {"net.0.weight": torch.zeros(3)}
         torch.save(values, source / "randinit_test_0s" / "net0.pth")
-        refused_nfn(source, f"net0.pth': {message}", split="train")
+        message = "net0.pth': expected weights of linear layers; got layers.0.weight"
+        refused_nfn(source, message, split="train")
 
     def test_too_few_networks_for_all_splits_are_refused(self, source):
-        refused_nfn(source / "nothing", "expected 4 networks or more; got 0")
+        refused_nfn(source / "nothing", "expected 4 networks or more, NAME.*; got 0")
 
 
 class Code:
@@ -216,5 +187,5 @@ def test_nothing_in_a_file_is_run(tmp_path, capsys):
     path.unlink()
     refused_dwsnets(tmp_path / "splits.json", message)
     np.save(tmp_path / "weights.npy", np.array([Code()], dtype=object))
-    refused(read_cnn_zoo, tmp_path, "weights.npy': expected an array of numbers; got: ")
+    refused(read_cnn_zoo, tmp_path, "weights.npy': .*; got: .*Python objects")
     assert "was run" not in capsys.readouterr().out
