@@ -15,13 +15,12 @@ Settings = Mapping[str, Any]
 
 
 def check_settings(what: str, stored: Settings, requested: Settings) -> None:
-    """Raises ValueError, which names `what`, if settings differ, compared as JSON. An
-    option that does not exist any more makes no difference if it was off."""
+    """Raises ValueError, which names `what`, if settings differ, compared as JSON."""
     stored, requested = json.loads(json.dumps([stored, requested]))
     differences = []
     for key in sorted({*stored, *requested}):
         old, new = stored.get(key), requested.get(key)
-        if old != new and not (old is False and key not in requested):
+        if old != new:
             differences.append(f"{key} {old!r}, got {new!r}")
     if differences:
         raise ValueError(f"{what}: made with other settings: {', '.join(differences)}")

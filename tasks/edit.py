@@ -7,8 +7,8 @@ model may return several networks, whose images are averaged (`--outputs 8`, arX
 2602.01083). Writes what `tasks.classify` writes, and `edited.png`: images before and
 after, with their targets.
 
-Networks are of `tasks.inr fit`, and are compared with the edited images that they were
-fitted to.
+Networks of `tasks.inr fit` are compared with the edited images that they were fitted
+to, those of `tasks.published` with the edited images that they render.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,8 @@ from tasks.learning.task import EVALUATION_BATCH, NetworkTask, TaskConfig, run_t
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import NetworkStack
 from tasks.networks.siren import pixel_grid
-from tasks.shards import check_column, read_settings
+from tasks.published import PROGRAM as PUBLISHED
+from tasks.shards import check_column, read_manifest, read_settings
 from tasks.sources.signals import MIDDLE
 
 # Initial step size of the updates, in standard deviations of each parameter (Kofinas et
@@ -38,6 +39,8 @@ from tasks.sources.signals import MIDDLE
 FIRST_SCALE = 0.01
 SHOWN = 8
 CONTRAST = 1.5
+# Height and width of the images of published networks, by channels: MNIST, CIFAR-10.
+SIDES = {1: 28, 3: 32}
 
 
 def dilated(images: Tensor) -> Tensor:
@@ -177,12 +180,14 @@ class Editing(NetworkTask[Config]):
 
 
 def original_images(folder: str, networks: Mapping[str, Sirens]) -> dict[str, Tensor]:
-    """Images that networks were fitted to, by split, (n, channels, height, width) in
-    [0, 1].
+    """Images that networks of `tasks.inr fit` were fitted to, or that those of
+    `tasks.published` render, by split, (n, channels, height, width) in [0, 1].
 
     Raises ValueError, which names the folder, for networks of another program, and for
     the number of an image that the data set does not have.
     """
+    if read_manifest(Path(folder))["settings"].get("program") == PUBLISHED:
+        return {split: rendered_images(networks[split].stack) for split in networks}
     data = load_dataset(read_settings(Path(folder), FIT)["data"])
     images = {}
     for split, (_, columns) in networks.items():
@@ -190,6 +195,20 @@ def original_images(folder: str, networks: Mapping[str, Sirens]) -> dict[str, Te
         check_column(folder, columns, "index", len(pixels) - 1)
         images[split] = pixels[columns["index"]].float() / 255
     return images
+
+
+@torch.no_grad()
+def rendered_images(stack: NetworkStack) -> Tensor:
+    """Images that networks render, in [0, 1]. Raises ValueError unless they have 1 or 3
+    channels."""
+    channels = stack.params[-1].shape[-1]  # of the last bias
+    if channels not in SIDES:
+        raise ValueError(
+            f"networks: expected images of 1 or 3 channels; got {channels}"
+        )
+    shape = SIDES[channels], SIDES[channels]
+    chunks = stack.split(EVALUATION_BATCH)
+    return torch.cat([images_of(chunk, shape) for chunk in chunks]).clamp(0, 1)
 
 
 def images_of(stack: NetworkStack, shape: Sequence[int]) -> Tensor:

@@ -21,13 +21,6 @@ def test_settings_are_compared_as_json():
     check_settings("file 'a'", {"sizes": [1, 2]}, {"sizes": (1, 2), "limit": None})
 
 
-def test_an_option_that_is_gone_may_have_been_off():
-    check_settings("file 'a'", {"steps": 3, "compiled": False}, {"steps": 3})
-    for stored, requested in (({"fast": True}, {}), ({"fast": False}, {"fast": True})):
-        with pytest.raises(ValueError, match="fast"):
-            check_settings("file 'a'", stored, requested)
-
-
 def test_checkpoints_are_read_back_and_some_settings_may_change(tmp_path):
     settings = {"lr": 0.1, "steps": 3}
     assert Checkpoint(tmp_path, settings).read() is None

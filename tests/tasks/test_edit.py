@@ -10,6 +10,9 @@ from tasks import edit
 from tasks.edit import Config, Editing, contrasted, dilated, images_of
 from tasks.learning.task import run_task
 from tasks.learning.training import TrainingConfig
+from tasks.published import PublishedConfig, convert
+from tasks.sources import published_inrs
+from tests.tasks.sources.published import write_nfn
 from tests.tasks.stacks import losses_of
 
 
@@ -95,13 +98,28 @@ def test_more_outputs_than_an_evaluation_batch(config, monkeypatch):
     assert Editing(config(outputs=2)).score() < 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
+def test_published_networks_are_compared_with_their_renderings(
+    config, tmp_path, monkeypatch, channels, side
+):
+    monkeypatch.setattr(published_inrs, "NFN_HELD_OUT", {"validation": 4, "test": 4})
+    source, folder = tmp_path / "source", tmp_path / "published"
+    write_nfn(source, count=12, widths=(2, 8, 8, channels))
+    convert(PublishedConfig("nfn", str(source), str(folder)))
+    task = Editing(replace(config(), data=str(folder)))
+    rendered = images_of(task.data["test"].stack, (side, side)).clamp(0, 1)
+    assert rendered.shape == (4, channels, side, side)
+    assert torch.equal(task.targets["test"], dilated(rendered))
+
+
 def test_networks_of_another_program_are_refused(config, data, tmp_path):
     folder = tmp_path / "inr"
     shutil.copytree(data / "inr-mnist", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["settings"]["program"] = "tasks.published"
+    manifest["settings"]["program"] = "tasks.zoo train"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    message = "inr': expected networks of tasks.inr fit; got those of tasks.published"
+    message = "inr': expected networks of tasks.inr fit; got those of tasks.zoo train"
     with pytest.raises(ValueError, match=message):
         Editing(replace(config(), data=str(folder)))
 
