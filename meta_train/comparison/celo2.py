@@ -32,7 +32,7 @@ class Celo2(Optimizer):
         Celo2-base."""
         super().__init__(params, {"lr": lr})
         self._orthogonalizes = orthogonalize
-        self._mlp = SplitMlp(WEIGHTS)
+        self._mlp = Mlp(WEIGHTS)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -46,11 +46,10 @@ class Celo2(Optimizer):
             self.state[p] = initial_state(p)
         assert p.grad is not None
         gradient = p.grad.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
-        features = features_of(p, gradient, self.state[p])
-        direction = self._mlp([_unit(x, (-3, -2)) for x in features])[..., 0]
+        direction = self._mlp(_made_unit(features_of(p, gradient, self.state[p])))
         if self._orthogonalizes:
             direction = orthogonalized(direction)
-        return _unit(direction, (-2, -1))
+        return _made_unit(direction)
 
 
 class Celo2WithAdam(OptimizerOfParts):
@@ -73,89 +72,95 @@ class Celo2WithAdam(OptimizerOfParts):
             self.parts.append(AdamW(vectors, lr, (0.9, 0.95), weight_decay=0))
 
 
-class SplitMlp:
-    """An MLP with ReLU whose first layer has a weight for each group of features."""
+class Mlp:
+    """An MLP with ReLU, the same for every element."""
 
     def __init__(self, path: Path):
         weights = load_file(path)
         groups = sum(name.startswith("w0.") for name in weights)
-        self.first = [weights[f"w0.{i}"] for i in range(groups)]
-        self.bias = weights["b0"]
-        self.dense = [
-            (weights[f"dense_w.{i}"], weights[f"dense_b.{i}"]) for i in (0, 1)
+        first = torch.cat([weights[f"w0.{i}"] for i in range(groups)])
+        # of the three outputs, the first is the direction
+        last, bias = weights["dense_w.1"][:, :1], weights["dense_b.1"][:1]
+        self.layers = [
+            (first, weights["b0"]),
+            (weights["dense_w.0"], weights["dense_b.0"]),
+            (last, bias),
         ]
 
-    def __call__(self, features: list[Tensor]) -> Tensor:
-        """features: (*shape, n) each. Returns (*shape, 3)."""
-        pairs = zip(features, self.first, strict=True)
-        x = torch.stack([feature @ weight for feature, weight in pairs]).sum(0)
-        x = x + self.bias
-        for weight, bias in self.dense:
-            x = x.relu() @ weight + bias
-        return x
+    def __call__(self, features: Tensor) -> Tensor:
+        """features: (30, *shape). Returns (*shape,)."""
+        x = features.flatten(1)
+        for number, (weight, bias) in enumerate(self.layers):
+            x = torch.addmm(bias[:, None], weight.T, x.relu_() if number else x)
+        return x.view(features.shape[1:])
 
 
 def initial_state(p: Tensor) -> dict[str, Tensor]:
-    """momentum: (*shape, 3). square: (*shape, 1). rows and columns: of the mean squares
-    along one of the two longest dimensions, (..., 3)."""
-    shape = (*p.shape, len(DECAYS))
+    """momentum: (3, *shape). square: (*shape,). rows and columns: of the mean squares
+    along one of the two longest dimensions, (3, ...)."""
+    momentum = p.new_zeros((len(DECAYS), *p.shape))
     row_dim, column_dim = longest_dims(p)
     return {
-        "momentum": p.new_zeros(shape),
-        "square": p.new_zeros((*p.shape, 1)),
-        "rows": p.new_zeros(shape).mean(column_dim),
-        "columns": p.new_zeros(shape).mean(row_dim),
+        "momentum": momentum,
+        "square": torch.zeros_like(p),
+        "rows": momentum.mean(column_dim),
+        "columns": momentum.mean(row_dim),
     }
 
 
 def longest_dims(p: Tensor) -> tuple[int, int]:
-    """The two longest dimensions, the longest last."""
+    """The two longest dimensions, the longest last, counted from the last one."""
     *_, second, first = np.argsort(p.shape)
-    return int(second), int(first)
+    return int(second) - p.dim(), int(first) - p.dim()
 
 
-def features_of(p: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> list[Tensor]:
-    """The groups of features, (*shape, n) each, after `state` was updated in place."""
-    g = gradient[..., None]
+def features_of(p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """The features (30, *shape), after `state` was updated in place. g: gradient."""
     decays = g.new_tensor(DECAYS)
     row_dim, column_dim = longest_dims(p)
-    state["momentum"].mul_(decays).add_((1 - decays) * g)
-    state["square"].mul_(SQUARE_DECAY).add_((1 - SQUARE_DECAY) * g.square())
-    squares = g.square() + 1e-30
-    for key, dim in (("rows", column_dim), ("columns", row_dim)):
-        state[key].mul_(decays).add_((1 - decays) * squares.mean(dim))
-    momentum, square = state["momentum"], state["square"]
-    rows, columns = state["rows"], state["columns"]
-    mean = rows.mean(row_dim - (row_dim > column_dim), keepdim=True)
-    factors = _inverse_root(rows / (mean + 1e-9)).unsqueeze(column_dim)
-    factors = factors * _inverse_root(columns).unsqueeze(row_dim)
-    inverse = (square + 1e-8).rsqrt()
-    of_rows, of_columns = (
-        x.unsqueeze(dim).expand_as(momentum)
-        for x, dim in ((rows, column_dim), (columns, row_dim))
-    )
-    return [
-        g,
-        g.clamp(-0.1, 0.1),
-        p[..., None],
+    update(state["momentum"], g, decays)
+    state["square"].mul_(SQUARE_DECAY).addcmul_(g, g, value=1 - SQUARE_DECAY)
+    squares = g.square().add_(1e-30)
+    update(state["rows"], squares.mean(column_dim), decays)
+    update(state["columns"], squares.mean(row_dim), decays)
+    momentum = state["momentum"]
+    rows = state["rows"].unsqueeze(column_dim)
+    columns = state["columns"].unsqueeze(row_dim)
+    factors = _inverse_root(rows / (rows.mean(row_dim, keepdim=True) + 1e-9))
+    factors = factors * _inverse_root(columns)
+    inverse = (state["square"] + 1e-8).rsqrt()
+    of_rows, of_columns = rows.expand_as(momentum), columns.expand_as(momentum)
+    features = [
+        g[None],
+        g.clamp(-0.1, 0.1)[None],
+        p[None],
         momentum,
-        square,
+        state["square"][None],
         momentum * inverse,
-        inverse,
+        inverse[None],
         g * factors,
-        g * inverse,
+        (g * inverse)[None],
         of_rows,
         of_columns,
-        (of_rows + 1e-8).rsqrt(),
-        (of_columns + 1e-8).rsqrt(),
+        (rows + 1e-8).rsqrt().expand_as(momentum),
+        (columns + 1e-8).rsqrt().expand_as(momentum),
         momentum * factors,
     ]
+    return torch.cat(features)
+
+
+def update(means: Tensor, x: Tensor, decays: Tensor) -> None:
+    """Of running means (3, *shape) with each decay, in place."""
+    of_mean = decays.view(-1, *[1] * x.dim())
+    means.mul_(of_mean).add_((1 - of_mean) * x)
 
 
 def _inverse_root(x: Tensor) -> Tensor:
     return x.clamp(min=1e-9).rsqrt()
 
 
-def _unit(x: Tensor, dims: tuple[int, int]) -> Tensor:
-    """Divided by the RMS over some dimensions."""
-    return x * (x.square().mean(dims, keepdim=True) + 1e-9).rsqrt()
+def _made_unit(x: Tensor) -> Tensor:
+    """Divides by the RMS over the last two dimensions, in place."""
+    count = x.shape[-2] * x.shape[-1]
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    return x.mul_((norm.square() / count + 1e-9).rsqrt())

@@ -8,9 +8,10 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from meta_train.comparison.celo2 import WEIGHTS, Celo2WithAdam, SplitMlp
+from meta_train.comparison.celo2 import WEIGHTS, Celo2WithAdam
 from meta_train.comparison.optimizers import load_optimizer
 
 SHAPES = (12, 7), (7, 12), (8, 8), (16, 4, 3, 3), (3, 5, 6), (9,), (20, 6)
@@ -31,13 +32,13 @@ def set_gradients(params: list[nn.Parameter], step: int) -> None:
 def test_it_equals_the_published_port(orthogonalize):
     published = pytest.importorskip("pylo.optim.CELO2_naive")
     network = published.CELO2MLP()
-    mlp = SplitMlp(WEIGHTS)
-    for own, weight in zip(network.w0, mlp.first, strict=True):
-        own.data.copy_(weight)
-    network.b0.data.copy_(mlp.bias)
-    for i, (weight, bias) in enumerate(mlp.dense):
-        network.dense_w[i].data.copy_(weight)
-        network.dense_b[i].data.copy_(bias)
+    weights = load_file(WEIGHTS)
+    for i, weight in enumerate(network.w0):
+        weight.data.copy_(weights[f"w0.{i}"])
+    network.b0.data.copy_(weights["b0"])
+    for i in range(2):
+        network.dense_w[i].data.copy_(weights[f"dense_w.{i}"])
+        network.dense_b[i].data.copy_(weights[f"dense_b.{i}"])
     theirs, ours = parameters(), parameters()
     groups = [{"params": theirs[:-1]}, {"params": theirs[-1:], "is_embedding": True}]
     settings = {"orthogonalize": orthogonalize, "network": network, "hf_key": None}
@@ -53,9 +54,7 @@ def test_it_equals_the_published_port(orthogonalize):
 
 
 def test_there_are_347_weights():
-    mlp = SplitMlp(WEIGHTS)
-    weights = [*mlp.first, mlp.bias, *(x for pair in mlp.dense for x in pair)]
-    assert sum(weight.numel() for weight in weights) == 347
+    assert sum(weight.numel() for weight in load_file(WEIGHTS).values()) == 347
 
 
 def test_updates_of_matrices_have_unit_size_and_vectors_are_adams():
