@@ -46,10 +46,10 @@ class Celo2(Optimizer):
             self.state[p] = initial_state(p)
         assert p.grad is not None
         gradient = p.grad.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
-        direction = self._mlp(_made_unit(features_of(p, gradient, self.state[p])))
+        direction = self._mlp(_divide_by_rms(features_of(p, gradient, self.state[p])))
         if self._orthogonalizes:
             direction = orthogonalized(direction)
-        return _made_unit(direction)
+        return _divide_by_rms(direction)
 
 
 class Celo2WithAdam(OptimizerOfParts):
@@ -118,11 +118,11 @@ def features_of(p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
     """The features (30, *shape), after `state` was updated in place. g: gradient."""
     decays = g.new_tensor(DECAYS)
     row_dim, column_dim = longest_dims(p)
-    update(state["momentum"], g, decays)
+    update_means(state["momentum"], g, decays)
     state["square"].mul_(SQUARE_DECAY).addcmul_(g, g, value=1 - SQUARE_DECAY)
     squares = g.square().add_(1e-30)
-    update(state["rows"], squares.mean(column_dim), decays)
-    update(state["columns"], squares.mean(row_dim), decays)
+    update_means(state["rows"], squares.mean(column_dim), decays)
+    update_means(state["columns"], squares.mean(row_dim), decays)
     momentum = state["momentum"]
     rows = state["rows"].unsqueeze(column_dim)
     columns = state["columns"].unsqueeze(row_dim)
@@ -149,8 +149,8 @@ def features_of(p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
     return torch.cat(features)
 
 
-def update(means: Tensor, x: Tensor, decays: Tensor) -> None:
-    """Of running means (3, *shape) with each decay, in place."""
+def update_means(means: Tensor, x: Tensor, decays: Tensor) -> None:
+    """Updates running means (3, *shape), one for each decay, in place."""
     of_mean = decays.view(-1, *[1] * x.dim())
     means.mul_(of_mean).add_((1 - of_mean) * x)
 
@@ -159,7 +159,7 @@ def _inverse_root(x: Tensor) -> Tensor:
     return x.clamp(min=1e-9).rsqrt()
 
 
-def _made_unit(x: Tensor) -> Tensor:
+def _divide_by_rms(x: Tensor) -> Tensor:
     """Divides by the RMS over the last two dimensions, in place."""
     count = x.shape[-2] * x.shape[-1]
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
