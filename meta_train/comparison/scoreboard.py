@@ -1,15 +1,19 @@
 """Training losses on VeLO's tasks: `python -m meta_train.comparison.scoreboard`.
 
-Optimizers with a grid get the learning rate with the lowest final training loss on each
-task. Losses are means over blocks of 2 % of the steps. The envelope is the lowest loss
-of Adam and RAdam at sixty settings, in runs of 100,000 steps (`results/velo`). No
-schedule of theirs is for short runs, so compare the steps to a loss. Writes
-`scoreboard.json`, `scoreboard.md` and two pictures, and resumes.
+Two comparisons. In short runs all optimizers train each task. In full runs, of 10,000
+steps, the default alone is compared with the envelope: the lowest loss of Adam and
+RAdam at sixty settings, in runs of 100,000 steps (`results/velo`). No schedule of
+theirs is for shorter runs, so compare the steps to a loss.
+
+Optimizers with a grid get the learning rate with the lowest final training loss of seed
+0 on each task. Losses are means over blocks of 2 % of the steps. Writes `short.json`,
+`full.json`, tables as `scoreboard.md`, and two pictures, and resumes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import inf
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, product
+from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -37,16 +41,29 @@ class Config:
 
     problems: tuple[str, ...] = ("velo",)
     """Names of VeLO's tasks."""
-    optimizers: tuple[str, ...] = (DEFAULT, "celo2")
-    steps: int | None = None
-    """Steps of a run; None for those of the task."""
+    optimizers: tuple[str, ...] = (
+        DEFAULT,
+        "learned-step",
+        "celo2",
+        "muon-adamw-rate",
+        "amuse-default",
+        "schedule-free-default",
+        "ademamix-default",
+        "prodigy",
+    )
+    """Of the short runs."""
+    steps: int = 2000
+    """Steps of a short run."""
+    full: bool = True
+    """Whether to make full runs, too."""
     seeds: int = 2
-    """Runs of each task, optimizer and learning rate, with seeds from 0."""
+    """Runs of each task and optimizer, with seeds from 0; the first one is made with
+    each learning rate."""
     processes: int = 2
     folder: str = "results/velo"
 
     def __post_init__(self) -> None:
-        check_counts(self, "seeds", "processes")
+        check_counts(self, "steps", "seeds", "processes")
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,7 @@ class Score:
 
     Attributes:
         steps: ends of the blocks. losses: their mean training losses, over all seeds.
-        seconds: of a run.
+        time: of a step, relative to the default's.
         target: the envelope's loss at 10,000 steps. reached: the end of the first block
             at or below it, None if there is none.
     """
@@ -65,7 +82,7 @@ class Score:
     lr: float | None
     steps: list[int]
     losses: list[float]
-    seconds: float
+    time: float
     target: float
     reached: int | None
 
@@ -74,42 +91,64 @@ class Score:
         return self.losses[-1]
 
 
-def plan(problem: str, optimizer: str, config: Config) -> dict[float | None, list[Run]]:
-    """Runs by learning rate."""
-    spec = load_optimizer(optimizer)
-    steps = config.steps or load_problem(problem).steps
-    return {
-        lr: [
-            Run(problem, optimizer, lr, spec.weights, seed, steps, "tuning")
-            for seed in range(config.seeds)
-        ]
-        for lr in spec.lrs or (None,)
-    }
-
-
-def measure(config: Config) -> list[Score]:
-    """Trains what is not on record yet."""
+def measure(
+    config: Config, optimizers: Iterable[str], steps: int | None
+) -> list[Score]:
+    """Trains and times what is not on record yet. steps: None for those of the task."""
     envelopes = read_json(ENVELOPES, "envelopes")
-    plans = {
-        (problem, optimizer): plan(problem, optimizer, config)
-        for problem in problem_names(config.problems)
-        for optimizer in config.optimizers
+    best = best_rates(config, optimizers, steps)
+    seeds = range(config.seeds)
+    records = execute_all([replace(run, seed=i) for run in best for i in seeds], config)
+    times = relative_times(best, config)
+    scores = []
+    for run in best:
+        of_seeds = [records[replace(run, seed=i)] for i in seeds]
+        target = loss_at(envelopes, run.problem, TARGET_STEP)
+        scores.append(score_of(run, of_seeds, times[run], target))
+    return scores
+
+
+def best_rates(
+    config: Config, optimizers: Iterable[str], steps: int | None
+) -> list[Run]:
+    """A run of seed 0 for each task and optimizer, with the learning rate of the lowest
+    final loss."""
+    grids = []
+    for problem, name in product(problem_names(config.problems), optimizers):
+        spec = load_optimizer(name)
+        steps_of_task = steps or load_problem(problem).steps
+        run = Run(problem, name, None, spec.weights, 0, steps_of_task, "tuning")
+        grids.append([replace(run, lr=lr) for lr in spec.lrs or (None,)])
+    records = execute_all(list(chain.from_iterable(grids)), config)
+    return [min(grid, key=lambda run: losses_of(records[run])[-1]) for grid in grids]
+
+
+def relative_times(runs: Sequence[Run], config: Config) -> dict[Run, float]:
+    """The time of a step, relative to the default's."""
+    weights = load_optimizer(DEFAULT).weights
+    timings = {
+        run: replace(run, weights=weights, phase="timing")
+        for run in runs
+        if run.optimizer != DEFAULT
     }
-    runs = [
-        run for by_lr in plans.values() for of_lr in by_lr.values() for run in of_lr
-    ]
+    # in one process nothing else is running
+    records = execute_all(list(timings.values()), replace(config, processes=1))
+    times = dict.fromkeys(runs, 1.0)
+    for run, timing in timings.items():
+        record = records[timing]
+        times[run] = record["ms_per_step"] / record["default_ms_per_step"]
+    return times
+
+
+def execute_all(runs: Sequence[Run], config: Config) -> dict[Run, Record]:
     with tqdm(total=len(runs), unit="run") as bar:
         made = execute(runs, Path(config.folder, "records"), config.processes, bar)
-    records = dict(zip(runs, made, strict=True))
-    scores = []
-    for (problem, optimizer), by_lr in plans.items():
-        target = loss_at(envelopes, problem, TARGET_STEP)
-        of_rates = [
-            score_of(problem, optimizer, lr, [records[run] for run in of_lr], target)
-            for lr, of_lr in by_lr.items()
-        ]
-        scores.append(min(of_rates, key=lambda score: score.final))
-    return scores
+    return dict(zip(runs, made, strict=True))
+
+
+def losses_of(record: Record) -> list[float]:
+    """Mean losses of the blocks; those that are not finite are infinite."""
+    return [inf if loss is None else loss for loss in record["losses"]]
 
 
 def loss_at(envelopes: Mapping[str, Any], problem: str, step: int) -> float:
@@ -117,81 +156,104 @@ def loss_at(envelopes: Mapping[str, Any], problem: str, step: int) -> float:
     return float(np.interp(step, envelopes["steps"], envelopes["losses"][problem]))
 
 
-def score_of(
-    problem: str,
-    optimizer: str,
-    lr: float | None,
-    records: Sequence[Record],
-    target: float,
-) -> Score:
-    """records: of all seeds."""
+def score_of(run: Run, records: Sequence[Record], time: float, target: float) -> Score:
+    """run: any of the records' seeds. time: see `Score`."""
     every = records[0]["losses_every"]
-    curves = [
-        [inf if loss is None else loss for loss in record["losses"]]
-        for record in records
-    ]
-    losses = [fmean(block) for block in zip(*curves, strict=True)]
+    curves = zip(*map(losses_of, records), strict=True)
+    losses = [fmean(block) for block in curves]
     steps = [every * (i + 1) for i in range(len(losses))]
     reached = next((s for s, x in zip(steps, losses, strict=True) if x <= target), None)
-    seconds = fmean(record["seconds"] for record in records)
+    target = round(target, 5)
     return Score(
-        problem, optimizer, lr, steps, losses, seconds, round(target, 5), reached
+        run.problem, run.optimizer, run.lr, steps, losses, time, target, reached
     )
 
 
-def rows_of(scores: Sequence[Score]) -> list[dict[str, str]]:
-    """A row for each task."""
+def of_tasks(scores: Sequence[Score]) -> list[list[Score]]:
+    """The scores of each task."""
+    problems = dict.fromkeys(score.problem for score in scores)
+    return [[x for x in scores if x.problem == problem] for problem in problems]
+
+
+def short_rows(scores: Sequence[Score], same_seconds: bool) -> list[dict[str, str]]:
+    """A row of losses for each task: of whole runs, or after the seconds of the fastest
+    optimizer."""
     rows = []
-    for problem in dict.fromkeys(score.problem for score in scores):
-        of_task = [score for score in scores if score.problem == problem]
-        row = {"task": problem, "envelope": f"{of_task[0].target:.4g}"}
-        fastest = min(score.seconds for score in of_task)
-        for score in of_task:
-            name = score.optimizer
-            row[name] = f"{score.final:.4g}"
-            row[f"{name} reaches it at"] = str(score.reached or "not")
-            row[f"{name}, same seconds"] = f"{loss_in(score, fastest):.4g}"
+    for of_task in of_tasks(scores):
+        fastest = min(score.time for score in of_task)
+        losses = [loss_in(x, fastest if same_seconds else x.time) for x in of_task]
+        row = {"task": of_task[0].problem}
+        for score, loss in zip(of_task, losses, strict=True):
+            text = f"{loss:.3g}"
+            row[score.optimizer] = f"**{text}**" if loss == min(losses) else text
         rows.append(row)
     return rows
 
 
-def loss_in(score: Score, seconds: float) -> float:
-    """The training loss after some seconds of the run."""
-    share = min(1.0, seconds / score.seconds)
-    block = max(1, round(share * len(score.losses)))
+def loss_in(score: Score, time: float) -> float:
+    """The training loss when an optimizer with this `time` has ended."""
+    block = max(1, round(time / score.time * len(score.losses)))
     return score.losses[block - 1]
 
 
+def summary_rows(scores: Sequence[Score]) -> list[dict[str, str]]:
+    """A row for each optimizer, with mean ranks, the lowest loss first."""
+    ranks: dict[str, list[int]] = {}
+    for of_task in of_tasks(scores):
+        for score in of_task:
+            rank = 1 + sum(other.final < score.final for other in of_task)
+            ranks.setdefault(score.optimizer, []).append(rank)
+    rows = []
+    for name in sorted(ranks, key=lambda name: fmean(ranks[name])):
+        of_name = [score for score in scores if score.optimizer == name]
+        row = {"optimizer": name, "mean rank": f"{fmean(ranks[name]):.1f}"}
+        row["lowest loss"] = f"{ranks[name].count(1)} of {len(of_name)}"
+        row["time of a step"] = f"{median(score.time for score in of_name):.2f}"
+        rows.append(row)
+    return rows
+
+
+def full_rows(scores: Sequence[Score]) -> list[dict[str, str]]:
+    """A row for each task, with the step at which the envelope's loss is reached."""
+    return [
+        {
+            "task": score.problem,
+            "envelope": f"{score.target:.3g}",
+            "final": f"{score.final:.3g}",
+            "steps": f"{score.steps[-1]:,}",
+            "reached at": f"{score.reached:,}" if score.reached else "not",
+        }
+        for score in scores
+    ]
+
+
 def summary(scores: Sequence[Score]) -> str:
-    """How many envelopes each optimizer reaches, and when."""
-    lines = []
-    for name in dict.fromkeys(score.optimizer for score in scores):
-        own = [score for score in scores if score.optimizer == name]
-        shares = [s.reached / TARGET_STEP for s in own if s.reached is not None]
-        text = f"{name} reaches the envelope's loss at {TARGET_STEP:,} steps"
-        text += f" on {len(shares)} of {len(own)} tasks"
-        if shares:
-            text += f", there after {100 * median(shares):.0f} % of the steps (median)"
-        lines.append(f"{text}.")
-    return "\n".join(lines)
+    """How many envelopes are reached in full runs, and when."""
+    of_whole = [score for score in scores if score.steps[-1] == TARGET_STEP]
+    steps = [score.reached or inf for score in of_whole]
+    reached = sum(map(isfinite, steps))
+    text = f"The envelope's loss at {TARGET_STEP:,} steps is reached on {reached} of "
+    text += f"{len(steps)} tasks with {TARGET_STEP:,} steps"
+    if steps:
+        share = 100 * median(steps) / TARGET_STEP
+        text += f"; on the median task after {share:.0f} % of the steps"
+    return f"{text}."
 
 
 def draw_curves(path: Path, scores: Sequence[Score]) -> None:
     """Training losses over steps, a panel for each task."""
-    problems = list(dict.fromkeys(score.problem for score in scores))
+    tasks = of_tasks(scores)
     columns = 5
-    height = -(-len(problems) // columns)
+    height = -(-len(tasks) // columns)
     figure = Figure(figsize=(3 * columns, 2.4 * height), layout="constrained")
     panels = list(figure.subplots(height, columns, squeeze=False).flat)
-    for panel in panels:
+    for panel in panels[len(tasks) :]:
         panel.set_visible(False)
-    for panel, problem in zip(panels, problems, strict=False):
-        panel.set_visible(True)
-        for score in (x for x in scores if x.problem == problem):
+    for panel, of_task in zip(panels, tasks, strict=False):
+        for score in of_task:
             panel.plot(score.steps, score.losses, label=score.optimizer)
-            panel.axhline(score.target, color="gray", linewidth=0.8)
         panel.set_yscale("log")
-        panel.set_title(problem, fontsize=7)
+        panel.set_title(of_task[0].problem, fontsize=7)
         panel.tick_params(labelsize=6, which="both")
     figure.axes[0].legend(fontsize=6)
     figure.savefig(path, dpi=120)
@@ -201,28 +263,36 @@ def draw_shares(path: Path, scores: Sequence[Score]) -> None:
     """The share of tasks whose envelope is reached, over steps."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     panel = figure.subplots()
-    for name in dict.fromkeys(score.optimizer for score in scores):
-        own = [score for score in scores if score.optimizer == name]
-        reached = sorted(s.reached for s in own if s.reached is not None)
-        shares = [(i + 1) / len(own) for i in range(len(reached))]
-        panel.step([0, *reached], [0.0, *shares], where="post", label=name)
+    reached = sorted(s.reached for s in scores if s.reached is not None)
+    shares = [(i + 1) / len(scores) for i in range(len(reached))]
+    panel.step([0, *reached], [0.0, *shares], where="post")
     panel.set_xlabel("steps")
     panel.set_ylabel(f"tasks at the envelope of {TARGET_STEP:,} steps")
     panel.set_ylim(0, 1)
-    panel.legend()
     figure.savefig(path, dpi=120)
 
 
 def run(config: Config) -> None:
-    scores = measure(config)
     folder = Path(config.folder)
     make_folder(folder)
-    write_json(folder / "scoreboard.json", [asdict(score) for score in scores])
-    draw_curves(folder / "curves.png", scores)
-    draw_shares(folder / "reached.png", scores)
-    rows, text = rows_of(scores), summary(scores)
-    (folder / "scoreboard.md").write_text(f"{text}\n\n{markdown_table(rows)}\n")
-    print(f"{text_table(rows)}\n\n{text}\nAll results are in {config.folder}.")
+    short = measure(config, config.optimizers, config.steps)
+    write_json(folder / "short.json", [asdict(score) for score in short])
+    draw_curves(folder / "curves.png", short)
+    tables = {
+        f"Ranks by training loss after {config.steps:,} steps": summary_rows(short),
+        f"Training loss after {config.steps:,} steps": short_rows(short, False),
+        "Training loss in the seconds of the fastest": short_rows(short, True),
+    }
+    if config.full:
+        full = measure(config, (DEFAULT,), None)
+        write_json(folder / "full.json", [asdict(score) for score in full])
+        draw_shares(folder / "reached.png", full)
+        tables[f"Full runs: {summary(full)}"] = full_rows(full)
+    pages = [f"{title}\n\n{markdown_table(rows)}" for title, rows in tables.items()]
+    (folder / "scoreboard.md").write_text("\n\n".join(pages) + "\n")
+    for title, rows in tables.items():
+        print(f"{title}\n{text_table(rows)}\n")
+    print(f"All results are in {config.folder}.")
 
 
 if __name__ == "__main__":

@@ -1,47 +1,79 @@
 """The scoreboard of VeLO's tasks."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from meta_train.comparison import scoreboard
-from meta_train.comparison.scoreboard import Config, Score, loss_in, rows_of, summary
+from meta_train.comparison.inner_training import Run
+from meta_train.comparison.scoreboard import (
+    Config,
+    Score,
+    full_rows,
+    short_rows,
+    summary,
+    summary_rows,
+)
 from tests.meta_train.small import available
 
 TASK = "ImageMLP_FashionMnist8_Relu32"
 
 
-def score(optimizer: str, losses: list[float], seconds: float) -> Score:
-    steps = [10 * (i + 1) for i in range(len(losses))]
-    record = {"losses": losses, "losses_every": 10, "seconds": seconds}
-    made = scoreboard.score_of("task", optimizer, None, [record], 0.5)
-    assert made.steps == steps
-    return made
+def run_of(optimizer: str, lr: float | None = None) -> Run:
+    return Run("task", optimizer, lr, None, 0, 40, "tuning")
 
 
-def test_steps_to_the_envelope_and_equal_seconds():
-    slow = score("slow", [1.0, 0.6, 0.4, 0.2], 8.0)
-    fast = score("fast", [1.0, 0.9, 0.8, 0.7], 4.0)
-    assert slow.reached == 30 and fast.reached is None
-    assert loss_in(slow, 4.0) == 0.6
-    (row,) = rows_of([slow, fast])
-    assert row["slow"] == "0.2" and row["slow, same seconds"] == "0.6"
-    assert row["fast reaches it at"] == "not"
-    text = summary([slow, fast])
-    assert "slow reaches the envelope's loss at 10,000 steps on 1 of 1 tasks" in text
-    assert "fast reaches the envelope's loss at 10,000 steps on 0 of 1 tasks." in text
+def score(optimizer: str, losses: list[float], time: float, every: int = 10) -> Score:
+    record = {"losses": losses, "losses_every": every}
+    return scoreboard.score_of(run_of(optimizer), [record], time, 0.5)
+
+
+def test_losses_of_whole_runs_and_in_the_same_seconds():
+    slow = score("slow", [1.0, 0.6, 0.4, 0.2], 2.0)
+    fast = score("fast", [1.0, 0.9, 0.8, 0.7], 1.0)
+    assert slow.steps == [10, 20, 30, 40]
+    (row,) = short_rows([slow, fast], same_seconds=False)
+    assert row == {"task": "task", "slow": "**0.2**", "fast": "0.7"}
+    (row,) = short_rows([slow, fast], same_seconds=True)
+    assert row == {"task": "task", "slow": "**0.6**", "fast": "0.7"}
+    best, other = summary_rows([fast, slow])
+    assert best["optimizer"] == "slow" and best["mean rank"] == "1.0"
+    assert other["lowest loss"] == "0 of 1" and other["mean rank"] == "2.0"
+
+
+def test_steps_to_the_envelope_of_full_runs():
+    reaching = score("default", [1.0, 0.6, 0.5, 0.2], 1.0, every=2500)
+    missing = score("default", [1.0, 0.9, 0.8, 0.7], 1.0, every=2500)
+    short = score("default", [0.4], 1.0, every=2000)
+    rows = full_rows([reaching, missing])
+    assert [row["reached at"] for row in rows] == ["7,500", "not"]
+    text = summary([reaching, missing, short])
+    assert "is reached on 1 of 2 tasks with 10,000 steps" in text
+    text = summary([reaching, reaching, missing])
+    assert text.endswith("on the median task after 75 % of the steps.")
 
 
 def test_seeds_are_averaged_and_a_diverged_one_counts():
     records = [
-        {"losses": losses, "losses_every": 5, "seconds": 1.0}
+        {"losses": losses, "losses_every": 5}
         for losses in ([1.0, 0.4], [1.0, 0.2], [1.0, 0.3])
     ]
-    assert scoreboard.score_of("task", "x", 0.1, records, 0.35).final == pytest.approx(
-        0.3
-    )
+    made = scoreboard.score_of(run_of("x", 0.1), records, 1.0, 0.35)
+    assert made.final == pytest.approx(0.3)
     records[0]["losses"] = [1.0, None]
-    assert scoreboard.score_of("task", "x", 0.1, records, 0.35).final == float("inf")
+    made = scoreboard.score_of(run_of("x", 0.1), records, 1.0, 0.35)
+    assert made.final == float("inf")
+
+
+def test_seed_0_chooses_the_learning_rate(monkeypatch):
+    def trained(runs, config):
+        of_lr = {0.0003: 0.5, 0.001: None, 0.003: 0.2, 0.01: 0.4, 0.03: 0.9}
+        return {run: {"losses": [1.0, of_lr[run.lr]]} for run in runs}
+
+    monkeypatch.setattr(scoreboard, "execute_all", trained)
+    (best,) = scoreboard.best_rates(Config((TASK,)), ("celo2",), 20)
+    assert best.lr == 0.003 and best.seed == 0
 
 
 def test_losses_of_an_envelope_are_interpolated():
@@ -49,18 +81,22 @@ def test_losses_of_an_envelope_are_interpolated():
     assert scoreboard.loss_at(envelopes, "task", 150) == pytest.approx(1.75)
 
 
-def test_a_run_writes_its_results_and_resumes(tmp_path, capsys):
+def test_a_run_writes_its_results_and_resumes(tmp_path, capsys, monkeypatch):
     available(TASK)
     optimizers = ("default", "celo2-default")
-    config = Config((TASK,), optimizers, 20, 1, 1, str(tmp_path))
+    config = Config((TASK,), optimizers, 20, False, 1, 1, str(tmp_path))
     scoreboard.run(config)
-    scores = json.loads((tmp_path / "scoreboard.json").read_text())
+    scores = json.loads((tmp_path / "short.json").read_text())
     assert [x["optimizer"] for x in scores] == ["default", "celo2-default"]
     assert all(x["losses"][-1] < x["losses"][0] for x in scores)
-    assert all(
-        (tmp_path / name).stat().st_size for name in ("curves.png", "reached.png")
-    )
+    assert scores[0]["time"] == 1 and scores[1]["time"] > 0
     before = (tmp_path / "records" / f"{TASK}.jsonl").read_text()
     scoreboard.run(config)
     assert (tmp_path / "records" / f"{TASK}.jsonl").read_text() == before
-    assert "celo2-default reaches it at" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").stat().st_size
+    assert "Training loss after 20 steps" in capsys.readouterr().out
+    full = score("default", [1.0, 0.6, 0.5, 0.2], 1.0, every=2500)
+    monkeypatch.setattr(scoreboard, "measure", lambda config, names, steps: [full])
+    scoreboard.run(replace(config, full=True))
+    assert (tmp_path / "reached.png").stat().st_size
+    assert "Full runs: " in (tmp_path / "scoreboard.md").read_text()
