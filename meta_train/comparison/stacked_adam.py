@@ -59,8 +59,8 @@ def train_copies(
 def stacked_outputs(model: nn.Module, params: Params, inputs: Tensor) -> Tensor:
     """Outputs (copies, n, ...) in training mode of all copies at inputs (n, ...)."""
 
-    def outputs(own: Params, points: Tensor) -> Tensor:
-        return functional_call(model, own, (points,))
+    def outputs(of_copy: Params, points: Tensor) -> Tensor:
+        return functional_call(model, of_copy, (points,))
 
     if not isinstance(model, Solver):
         return vmap(outputs, (0, None))(params, inputs)

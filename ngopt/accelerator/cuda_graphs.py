@@ -59,19 +59,19 @@ def step_buffers(
     rows: dict[Bucket, Tensor] = {}
     weights: dict[Bucket, WeightRows] = {}
     for bucket in buckets:
-        own = _gradient_rows(bucket, grads)
-        if own is not None:
-            rows[bucket] = own
-            parts = bucket.parts.split(own)
+        zeros = _gradient_rows(bucket, grads)
+        if zeros is not None:
+            rows[bucket] = zeros
+            parts = bucket.parts.split(zeros)
             for entry, part in zip(bucket.entries, parts, strict=True):
                 copies[entry.parameter] = part
         places = _weight_rows(bucket, params)
         if places is not None:
             weights[bucket] = places
-    found = []
+    buffers = []
     for i, grad in enumerate(grads):
-        found.append(copies[i] if i in copies else torch.empty_like(grad))
-    return StepBuffers(found, rows, weights)
+        buffers.append(copies[i] if i in copies else torch.empty_like(grad))
+    return StepBuffers(buffers, rows, weights)
 
 
 def _gradient_rows(bucket: Bucket, grads: Sequence[Tensor]) -> Tensor | None:

@@ -86,9 +86,9 @@ def joined(
         first += len(keys)
         stored = zip(keys, link.states(states), strict=True)
         state |= {key: of_parameter for key, of_parameter in stored if of_parameter}
-        own = {k: v for k, v in group.items() if k not in link.inner_group}
+        of_group = {k: v for k, v in group.items() if k not in link.inner_group}
         settings = settings_of(part["param_groups"][link.number])
-        packed.append({**own, **settings, "params": list(keys)})
+        packed.append({**of_group, **settings, "params": list(keys)})
     options = {
         name: {k: v for k, v in part.items() if k not in ("state", "param_groups")}
         for name, part in parts.items()

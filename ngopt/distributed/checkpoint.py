@@ -40,8 +40,8 @@ class ShardedState:
 
     def to_dtensors(self, records: Sequence[Record]) -> list[Record]:
         """Records whose tensors are DTensors of whole parameters; collective."""
-        found = [dict(record) for record in records]
-        for p, record in zip(self.params, found, strict=True):
+        of_whole = [dict(record) for record in records]
+        for p, record in zip(self.params, of_whole, strict=True):
             if AVERAGE in record and is_dtensor(p):
                 average = record[AVERAGE]
                 record[AVERAGE] = as_dtensor(average, p.device_mesh, p.placements, p)
@@ -52,22 +52,22 @@ class ShardedState:
             if entry.key == DISPLACEMENT:
                 measured.append(entry.parameter)
         for i, value in self._gathered_displacements(measured, records).items():
-            found[i][DISPLACEMENT] = value
+            of_whole[i][DISPLACEMENT] = value
         for entries in by_dtype.values():
-            values = self._divided(entries, found)
+            values = self._divided(entries, of_whole)
             for entry, value in zip(entries, values, strict=True):
-                found[entry.parameter][entry.key] = value
+                of_whole[entry.parameter][entry.key] = value
         # the same order in all processes, for collectives over the values of a state
-        return [dict(sorted(record.items())) for record in found]
+        return [dict(sorted(record.items())) for record in of_whole]
 
     def to_local(self, records: Sequence[Record]) -> list[Record]:
         """The part of this process of such records, or of those of a single process.
 
         Raises ValueError if a tensor has another shape.
         """
-        found = [dict(record) for record in records]
+        local_records = [dict(record) for record in records]
         for i, key, like in self._entries(records):
-            value: Any = found[i].pop(key, None)
+            value: Any = local_records[i].pop(key, None)
             if value is None:
                 continue
             if is_dtensor(value):
@@ -78,23 +78,23 @@ class ShardedState:
                     f"{tuple(like.shape)}; got {tuple(value.shape)}"
                 )
             if key == DISPLACEMENT:
-                found[i][key] = self._part_of_displacement(i, value)
+                local_records[i][key] = self._part_of_displacement(i, value)
             else:
-                found[i][key] = self._owned_part(i, key, value)
-        for i, record in enumerate(found):
+                local_records[i][key] = self._owned_part(i, key, value)
+        for i, record in enumerate(local_records):
             average = record.get(AVERAGE)
             if average is not None and not self.shards.local_only[i]:
                 record[AVERAGE] = self._held_part(i, average)
-        return found
+        return local_records
 
     def _owned_part(self, i: int, key: str, value: Tensor) -> Tensor:
         """The part that this process owns of a tensor of the state."""
         if not self.shards.owns(i):
             return value.new_empty(0)
-        own = self._ownership(i, key, value)
-        if not own.is_divided:  # several owners of the parameter have all of it
+        ownership = self._ownership(i, key, value)
+        if not ownership.is_divided:  # several owners of the parameter have all of it
             return value
-        return own.domains[self.shards.rank].select(value).contiguous()
+        return ownership.domains[self.shards.rank].select(value).contiguous()
 
     def _entries(self, records: Sequence[Record]) -> Iterator[Entry]:
         for i, record in enumerate(records):
@@ -143,11 +143,11 @@ class ShardedState:
                 parts[n] = value.view(shape)
             else:
                 parts[n] = value.new_empty(shape)
-        found = {}
+        values = {}
         for n, value in exchange.to_owners(parts)().items():
             (layout,) = self.layouts[parameters[n]]
-            found[parameters[n]] = layout.select(value).reshape(layout.shape)
-        return found
+            values[parameters[n]] = layout.select(value).reshape(layout.shape)
+        return values
 
     def _part_of_displacement(self, i: int, value: Tensor) -> Tensor:
         (layout,) = self.layouts[i]
@@ -182,7 +182,7 @@ class ShardedState:
         like = torch.empty(0, dtype=entries[0].like.dtype, device=device)
         parts = exchange.to_holders(values, like)()
         mesh = self.shards.collectives.mesh(device.type)
-        found = []
+        dtensors = []
         for n, entry in enumerate(entries):
-            found.append(as_dtensor(parts[n], mesh, [Shard(dims[n])], entry.like))
-        return found
+            dtensors.append(as_dtensor(parts[n], mesh, [Shard(dims[n])], entry.like))
+        return dtensors

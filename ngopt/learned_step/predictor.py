@@ -69,13 +69,13 @@ class StepPredictor(NamedTuple):
 
         They are the mean of the networks, moved towards 0 by `caution`, times `trust`.
         """
-        own = StepPredictor(*[x.to(features) for x in self])
-        x = (features - own.mean) / own.scale
-        y = own.networks(x)
+        moved = StepPredictor(*[x.to(features) for x in self])
+        x = (features - moved.mean) / moved.scale
+        y = moved.networks(x)
         mean = y.mean(0)
         deviation = y.std(0, correction=0)
-        size = (mean.abs() - own.caution * deviation).clamp(min=0)
-        return own.trust(x).unsqueeze(1) * mean.sign() * size
+        size = (mean.abs() - moved.caution * deviation).clamp(min=0)
+        return moved.trust(x).unsqueeze(1) * mean.sign() * size
 
     def networks(self, x: Tensor) -> Tensor:
         """Outputs (e, n, 2) of every network for standardized features (n, d)."""

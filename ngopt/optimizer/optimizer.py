@@ -173,8 +173,8 @@ class NGOptimizer(Optimizer):
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(NAMES_LINE))
-        own = f"weight_decay: None (of the rule, {self.rule.weight_decay:g})"
-        text = f"{text.replace('weight_decay: None', own)}\nrule: {self._name}"
+        decay = f"weight_decay: None (of the rule, {self.rule.weight_decay:g})"
+        text = f"{text.replace('weight_decay: None', decay)}\nrule: {self._name}"
         if self._awaits_forward():
             return f"{text}\ngraph: not traced yet; run one training step"
         parameters = self._binding.parameters(self)

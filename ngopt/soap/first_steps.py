@@ -255,8 +255,8 @@ def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Arra
     of gradients, (n,).
     """
     total = 1 - beta1**age
-    both = 1 - beta1 ** (2 * age)
-    noise = (1 - beta1) / (1 + beta1) * both
+    total_of_squares = 1 - beta1 ** (2 * age)
+    noise = (1 - beta1) / (1 + beta1) * total_of_squares
     most = ((total**2 - noise) * expected).sum()
     ratio = (squares - noise * expected).sum() / most.clip(TINY)
     return ratio.clip(0.0, MAX_AGREEMENT)
