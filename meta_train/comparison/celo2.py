@@ -1,6 +1,6 @@
 """Celo2, a learned optimizer, with its published weights (arXiv 2602.19142)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +46,11 @@ class Celo2(Optimizer):
             self.state[p] = initial_state(p)
         assert p.grad is not None
         gradient = p.grad.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
-        direction = self._mlp(_divide_by_rms(features_of(p, gradient, self.state[p])))
+        features = features_of(p, gradient, self.state[p])
+        direction = self._mlp(features, p.shape)
         if self._orthogonalizes:
             direction = orthogonalized(direction)
-        return _divide_by_rms(direction)
+        return direction.mul_(inverse_rms(direction))
 
 
 class Celo2WithAdam(OptimizerOfParts):
@@ -78,21 +79,35 @@ class Mlp:
     def __init__(self, path: Path):
         weights = load_file(path)
         groups = sum(name.startswith("w0.") for name in weights)
-        first = torch.cat([weights[f"w0.{i}"] for i in range(groups)])
+        # one for each group of features, (features of the group, hidden)
+        self._first = [weights[f"w0.{i}"] for i in range(groups)]
+        self._first_bias = weights["b0"]
         # of the three outputs, the first is the direction
         last, bias = weights["dense_w.1"][:, :1], weights["dense_b.1"][:1]
-        self.layers = [
-            (first, weights["b0"]),
-            (weights["dense_w.0"], weights["dense_b.0"]),
-            (last, bias),
-        ]
+        self._layers = [(weights["dense_w.0"], weights["dense_b.0"]), (last, bias)]
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """features: (30, *shape). Returns (*shape,)."""
-        x = features.flatten(1)
-        for number, (weight, bias) in enumerate(self.layers):
-            x = torch.addmm(bias[:, None], weight.T, x.relu_() if number else x)
-        return x.view(features.shape[1:])
+    def __call__(self, features: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """features: groups of (features, *shape), or with 1 along a dimension in which
+        they are constant. Returns (*shape,)."""
+        x = self._first_layer(features, shape).flatten(1)
+        for weight, bias in self._layers:
+            x = torch.addmm(bias[:, None], weight.T, x.relu_())
+        return x.view(shape)
+
+    def _first_layer(self, features: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """Returns (hidden, *shape). Constant features are multiplied once and added by
+        broadcasting, in place of being written for each element."""
+        pairs = list(zip(self._first, features, strict=True))
+        whole = [(weight, x) for weight, x in pairs if x.shape[1:] == shape]
+        weights, groups = zip(*whole, strict=True)
+        weight, x = torch.cat(weights), torch.cat(groups)
+        x = x.mul_(inverse_rms(x)).flatten(1)
+        x = torch.addmm(self._first_bias[:, None], weight.T, x).unflatten(1, shape)
+        for weight, constant in pairs:
+            if constant.shape[1:] != shape:
+                constant = constant * inverse_rms(constant)
+                x += torch.einsum("ih,i...->h...", weight, constant)
+        return x
 
 
 def initial_state(p: Tensor) -> dict[str, Tensor]:
@@ -114,8 +129,12 @@ def longest_dims(p: Tensor) -> tuple[int, int]:
     return int(second) - p.dim(), int(first) - p.dim()
 
 
-def features_of(p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """The features (30, *shape), after `state` was updated in place. g: gradient."""
+def features_of(p: Tensor, g: Tensor, state: dict[str, Tensor]) -> list[Tensor]:
+    """The groups of features, after `state` was updated in place. g: gradient.
+
+    30 features in all, each (*shape,), or with 1 along a dimension in which it is
+    constant; a group has its number of features in front.
+    """
     decays = g.new_tensor(DECAYS)
     row_dim, column_dim = longest_dims(p)
     update_means(state["momentum"], g, decays)
@@ -129,8 +148,7 @@ def features_of(p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
     factors = _inverse_root(rows / (rows.mean(row_dim, keepdim=True) + 1e-9))
     factors = factors * _inverse_root(columns)
     inverse = (state["square"] + 1e-8).rsqrt()
-    of_rows, of_columns = rows.expand_as(momentum), columns.expand_as(momentum)
-    features = [
+    return [
         g[None],
         g.clamp(-0.1, 0.1)[None],
         p[None],
@@ -140,13 +158,12 @@ def features_of(p: Tensor, g: Tensor, state: dict[str, Tensor]) -> Tensor:
         inverse[None],
         g * factors,
         (g * inverse)[None],
-        of_rows,
-        of_columns,
-        (rows + 1e-8).rsqrt().expand_as(momentum),
-        (columns + 1e-8).rsqrt().expand_as(momentum),
+        rows,
+        columns,
+        (rows + 1e-8).rsqrt(),
+        (columns + 1e-8).rsqrt(),
         momentum * factors,
     ]
-    return torch.cat(features)
 
 
 def update_means(means: Tensor, x: Tensor, decays: Tensor) -> None:
@@ -159,8 +176,8 @@ def _inverse_root(x: Tensor) -> Tensor:
     return x.clamp(min=1e-9).rsqrt()
 
 
-def _divide_by_rms(x: Tensor) -> Tensor:
-    """Divides by the RMS over the last two dimensions, in place."""
+def inverse_rms(x: Tensor) -> Tensor:
+    """Over the last two dimensions, which are kept with length 1."""
     count = x.shape[-2] * x.shape[-1]
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    return x.mul_((norm.square() / count + 1e-9).rsqrt())
+    return (norm.square() / count + 1e-9).rsqrt()
