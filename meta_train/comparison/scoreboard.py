@@ -71,7 +71,7 @@ class Score:
     """An optimizer on a task, at its best learning rate.
 
     Attributes:
-        steps: ends of the blocks. losses: their mean training losses, over all seeds.
+        losses: mean training losses of blocks, over all seeds. every: steps of a block.
         time: of a step, relative to the default's.
         target: the envelope's loss at 10,000 steps. reached: the end of the first block
             at or below it, None if there is none.
@@ -80,11 +80,16 @@ class Score:
     problem: str
     optimizer: str
     lr: float | None
-    steps: list[int]
     losses: list[float]
+    every: int
     time: float
     target: float
     reached: int | None
+
+    @property
+    def steps(self) -> list[int]:
+        """The ends of the blocks."""
+        return [self.every * (i + 1) for i in range(len(self.losses))]
 
     @property
     def final(self) -> float:
@@ -158,14 +163,19 @@ def loss_at(envelopes: Mapping[str, Any], problem: str, step: int) -> float:
 
 def score_of(run: Run, records: Sequence[Record], time: float, target: float) -> Score:
     """run: any of the records' seeds. time: see `Score`."""
-    every = records[0]["losses_every"]
     curves = zip(*map(losses_of, records), strict=True)
-    losses = [fmean(block) for block in curves]
-    steps = [every * (i + 1) for i in range(len(losses))]
-    reached = next((s for s, x in zip(steps, losses, strict=True) if x <= target), None)
-    target = round(target, 5)
+    losses = [float(f"{fmean(block):.4g}") for block in curves]
+    every = records[0]["losses_every"]
+    blocks = [i for i, loss in enumerate(losses) if loss <= target]
     return Score(
-        run.problem, run.optimizer, run.lr, steps, losses, time, target, reached
+        problem=run.problem,
+        optimizer=run.optimizer,
+        lr=run.lr,
+        losses=losses,
+        every=every,
+        time=round(time, 3),
+        target=round(target, 5),
+        reached=every * (1 + blocks[0]) if blocks else None,
     )
 
 
