@@ -1,16 +1,17 @@
 """Training losses on VeLO's tasks: `python -m meta_train.comparison.scoreboard`.
 
-Two comparisons. In short runs all optimizers train each task. In full runs, of 10,000
-steps, the default alone is compared with the envelope: the lowest loss of Adam and
-RAdam at sixty settings, in runs of 100,000 steps (`results/velo`). No schedule of
-theirs is for shorter runs, so compare the steps to a loss.
+Two comparisons. In short runs all optimizers train each task; all are also trained as
+long as the fastest, with a schedule for fewer steps. In full runs, of 10,000 steps, the
+default alone is compared with the envelope: the lowest loss of Adam and RAdam at sixty
+settings, in runs of 100,000 steps (`results/velo`). No schedule of theirs is for
+shorter runs, so compare the steps to a loss.
 
 Optimizers with a grid get the learning rate with the lowest final training loss of seed
 0 on each task. Losses are means over blocks of 2 % of the steps. Writes `short.json`,
 `full.json`, tables as `scoreboard.md`, and two pictures, and resumes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
 from math import inf, isfinite
@@ -73,6 +74,8 @@ class Score:
     Attributes:
         losses: mean training losses of blocks, over all seeds. every: steps of a block.
         time: of a step, relative to the default's.
+        same_seconds: loss of the last steps of runs as long as those of the fastest
+            optimizer.
         target: the envelope's loss at 10,000 steps. reached: the end of the first block
             at or below it, None if there is none.
     """
@@ -83,6 +86,7 @@ class Score:
     losses: list[float]
     every: int
     time: float
+    same_seconds: float
     target: float
     reached: int | None
 
@@ -105,11 +109,15 @@ def measure(
     seeds = range(config.seeds)
     records = execute_all([replace(run, seed=i) for run in best for i in seeds], config)
     times = relative_times(best, config)
+    as_long = equally_long(times)
+    of_time = [replace(run, seed=i) for run in as_long.values() for i in seeds]
+    records |= execute_all(of_time, config)
     scores = []
     for run in best:
-        of_seeds = [records[replace(run, seed=i)] for i in seeds]
         target = loss_at(envelopes, run.problem, TARGET_STEP)
-        scores.append(score_of(run, of_seeds, times[run], target))
+        of_run = [records[replace(run, seed=i)] for i in seeds]
+        of_time = [records[replace(as_long[run], seed=i)] for i in seeds]
+        scores.append(score_of(run, of_run, of_time, times[run], target))
     return scores
 
 
@@ -145,6 +153,18 @@ def relative_times(runs: Sequence[Run], config: Config) -> dict[Run, float]:
     return times
 
 
+def equally_long(times: Mapping[Run, float]) -> dict[Run, Run]:
+    """Runs with as many steps, and a schedule for them, as fit into the seconds of the
+    fastest run of the task. times: see `relative_times`."""
+    fastest: dict[str, float] = {}
+    for run, time in times.items():
+        fastest[run.problem] = min(time, fastest.get(run.problem, inf))
+    return {
+        run: replace(run, steps=round(run.steps * fastest[run.problem] / time) or 1)
+        for run, time in times.items()
+    }
+
+
 def execute_all(runs: Sequence[Run], config: Config) -> dict[Run, Record]:
     with tqdm(total=len(runs), unit="run") as bar:
         made = execute(runs, Path(config.folder, "records"), config.processes, bar)
@@ -152,8 +172,13 @@ def execute_all(runs: Sequence[Run], config: Config) -> dict[Run, Record]:
 
 
 def losses_of(record: Record) -> list[float]:
-    """Mean losses of the blocks; those that are not finite are infinite."""
-    return [inf if loss is None else loss for loss in record["losses"]]
+    """Mean losses of the blocks."""
+    return list(map(or_inf, record["losses"]))
+
+
+def or_inf(loss: float | None) -> float:
+    """Records have None for losses that are not finite."""
+    return inf if loss is None else loss
 
 
 def loss_at(envelopes: Mapping[str, Any], problem: str, step: int) -> float:
@@ -161,10 +186,17 @@ def loss_at(envelopes: Mapping[str, Any], problem: str, step: int) -> float:
     return float(np.interp(step, envelopes["steps"], envelopes["losses"][problem]))
 
 
-def score_of(run: Run, records: Sequence[Record], time: float, target: float) -> Score:
-    """run: any of the records' seeds. time: see `Score`."""
+def score_of(
+    run: Run,
+    records: Sequence[Record],
+    records_of_time: Sequence[Record],
+    time: float,
+    target: float,
+) -> Score:
+    """run: any of the records' seeds. records_of_time: of `equally_long`. time: see
+    `Score`."""
     curves = zip(*map(losses_of, records), strict=True)
-    losses = [float(f"{fmean(block):.4g}") for block in curves]
+    losses = [rounded(block) for block in curves]
     every = records[0]["losses_every"]
     blocks = [i for i, loss in enumerate(losses) if loss <= target]
     return Score(
@@ -174,9 +206,14 @@ def score_of(run: Run, records: Sequence[Record], time: float, target: float) ->
         losses=losses,
         every=every,
         time=round(time, 3),
+        same_seconds=rounded([or_inf(x["train_loss"]) for x in records_of_time]),
         target=round(target, 5),
         reached=every * (1 + blocks[0]) if blocks else None,
     )
+
+
+def rounded(losses: Sequence[float]) -> float:
+    return float(f"{fmean(losses):.4g}")
 
 
 def of_tasks(scores: Sequence[Score]) -> list[list[Score]]:
@@ -185,25 +222,19 @@ def of_tasks(scores: Sequence[Score]) -> list[list[Score]]:
     return [[x for x in scores if x.problem == problem] for problem in problems]
 
 
-def short_rows(scores: Sequence[Score], same_seconds: bool) -> list[dict[str, str]]:
-    """A row of losses for each task: of whole runs, or after the seconds of the fastest
-    optimizer."""
+def short_rows(
+    scores: Sequence[Score], loss_of: Callable[[Score], float]
+) -> list[dict[str, str]]:
+    """A row of losses for each task."""
     rows = []
     for of_task in of_tasks(scores):
-        fastest = min(score.time for score in of_task)
-        losses = [loss_in(x, fastest if same_seconds else x.time) for x in of_task]
+        losses = [loss_of(score) for score in of_task]
         row = {"task": of_task[0].problem}
         for score, loss in zip(of_task, losses, strict=True):
             text = f"{loss:.3g}"
             row[score.optimizer] = f"**{text}**" if loss == min(losses) else text
         rows.append(row)
     return rows
-
-
-def loss_in(score: Score, time: float) -> float:
-    """The training loss when an optimizer with this `time` has ended."""
-    block = max(1, round(time / score.time * len(score.losses)))
-    return score.losses[block - 1]
 
 
 def summary_rows(scores: Sequence[Score]) -> list[dict[str, str]]:
@@ -244,8 +275,9 @@ def summary(scores: Sequence[Score]) -> str:
     reached = sum(map(isfinite, steps))
     text = f"The envelope's loss at {TARGET_STEP:,} steps is reached on {reached} of "
     text += f"{len(steps)} tasks with {TARGET_STEP:,} steps"
-    if steps:
-        share = 100 * median(steps) / TARGET_STEP
+    middle = median(steps) if steps else inf
+    if isfinite(middle):
+        share = 100 * middle / TARGET_STEP
         text += f"; on the median task after {share:.0f} % of the steps"
     return f"{text}."
 
@@ -290,8 +322,12 @@ def run(config: Config) -> None:
     draw_curves(folder / "curves.png", short)
     tables = {
         f"Ranks by training loss after {config.steps:,} steps": summary_rows(short),
-        f"Training loss after {config.steps:,} steps": short_rows(short, False),
-        "Training loss in the seconds of the fastest": short_rows(short, True),
+        f"Training loss after {config.steps:,} steps": short_rows(
+            short, lambda score: score.final
+        ),
+        "Training loss in the seconds of the fastest": short_rows(
+            short, lambda score: score.same_seconds
+        ),
     }
     if config.full:
         full = measure(config, (DEFAULT,), None)

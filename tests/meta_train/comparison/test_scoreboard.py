@@ -24,28 +24,35 @@ def run_of(optimizer: str, lr: float | None = None) -> Run:
     return Run("task", optimizer, lr, None, 0, 40, "tuning")
 
 
-def score(optimizer: str, losses: list[float], time: float, every: int = 10) -> Score:
-    record = {"losses": losses, "losses_every": every}
-    return scoreboard.score_of(run_of(optimizer), [record], time, 0.5)
+def score(optimizer: str, losses: list[float], every: int = 10) -> Score:
+    record = {"losses": losses, "losses_every": every, "train_loss": 2 * losses[-1]}
+    return scoreboard.score_of(run_of(optimizer), [record], [record], 1.0, 0.5)
 
 
-def test_losses_of_whole_runs_and_in_the_same_seconds():
-    slow = score("slow", [1.0, 0.6, 0.4, 0.2], 2.0)
-    fast = score("fast", [1.0, 0.9, 0.8, 0.7], 1.0)
-    assert slow.steps == [10, 20, 30, 40]
-    (row,) = short_rows([slow, fast], same_seconds=False)
-    assert row == {"task": "task", "slow": "**0.2**", "fast": "0.7"}
-    (row,) = short_rows([slow, fast], same_seconds=True)
-    assert row == {"task": "task", "slow": "**0.6**", "fast": "0.7"}
-    best, other = summary_rows([fast, slow])
-    assert best["optimizer"] == "slow" and best["mean rank"] == "1.0"
-    assert other["lowest loss"] == "0 of 1" and other["mean rank"] == "2.0"
+def test_rows_of_losses_and_ranks():
+    better = score("better", [1.0, 0.6, 0.4, 0.2])
+    worse = score("worse", [1.0, 0.9, 0.8, 0.7])
+    assert better.steps == [10, 20, 30, 40]
+    (row,) = short_rows([better, worse], lambda score: score.final)
+    assert row == {"task": "task", "better": "**0.2**", "worse": "0.7"}
+    (row,) = short_rows([better, worse], lambda score: score.same_seconds)
+    assert row == {"task": "task", "better": "**0.4**", "worse": "1.4"}
+    first, second = summary_rows([worse, better])
+    assert first["optimizer"] == "better" and first["mean rank"] == "1.0"
+    assert second["lowest loss"] == "0 of 1" and second["mean rank"] == "2.0"
+
+
+def test_runs_as_long_as_the_fastest():
+    slow, fast = run_of("slow", 0.1), run_of("fast")
+    other = replace(slow, problem="other")
+    runs = scoreboard.equally_long({slow: 2.0, fast: 0.5, other: 1.5})
+    assert runs == {slow: replace(slow, steps=10), fast: fast, other: other}
 
 
 def test_steps_to_the_envelope_of_full_runs():
-    reaching = score("default", [1.0, 0.6, 0.5, 0.2], 1.0, every=2500)
-    missing = score("default", [1.0, 0.9, 0.8, 0.7], 1.0, every=2500)
-    short = score("default", [0.4], 1.0, every=2000)
+    reaching = score("default", [1.0, 0.6, 0.5, 0.2], every=2500)
+    missing = score("default", [1.0, 0.9, 0.8, 0.7], every=2500)
+    short = score("default", [0.4], every=2000)
     rows = full_rows([reaching, missing])
     assert [row["reached at"] for row in rows] == ["7,500", "not"]
     text = summary([reaching, missing, short])
@@ -56,14 +63,15 @@ def test_steps_to_the_envelope_of_full_runs():
 
 def test_seeds_are_averaged_and_a_diverged_one_counts():
     records = [
-        {"losses": losses, "losses_every": 5}
-        for losses in ([1.0, 0.4], [1.0, 0.2], [1.0, 0.3])
+        {"losses": [1.0, loss], "losses_every": 5, "train_loss": loss / 2}
+        for loss in (0.4, 0.2, 0.3)
     ]
-    made = scoreboard.score_of(run_of("x", 0.1), records, 1.0, 0.35)
-    assert made.final == pytest.approx(0.3)
-    records[0]["losses"] = [1.0, None]
-    made = scoreboard.score_of(run_of("x", 0.1), records, 1.0, 0.35)
-    assert made.final == float("inf")
+    run = run_of("x", 0.1)
+    made = scoreboard.score_of(run, records, records, 1.0, 0.35)
+    assert made.final == pytest.approx(0.3) and made.same_seconds == 0.15
+    diverged = [{"losses": [1.0, None], "losses_every": 5, "train_loss": None}]
+    made = scoreboard.score_of(run, records[1:] + diverged, diverged, 1.0, 0.35)
+    assert made.final == made.same_seconds == float("inf")
 
 
 def test_seed_0_chooses_the_learning_rate(monkeypatch):
@@ -95,7 +103,7 @@ def test_a_run_writes_its_results_and_resumes(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "records" / f"{TASK}.jsonl").read_text() == before
     assert (tmp_path / "curves.png").stat().st_size
     assert "Training loss after 20 steps" in capsys.readouterr().out
-    full = score("default", [1.0, 0.6, 0.5, 0.2], 1.0, every=2500)
+    full = score("default", [1.0, 0.6, 0.5, 0.2], every=2500)
     monkeypatch.setattr(scoreboard, "measure", lambda config, names, steps: [full])
     scoreboard.run(replace(config, full=True))
     assert (tmp_path / "reached.png").stat().st_size
