@@ -50,7 +50,7 @@ ADAM_LRS = (0.001, 0.003, 0.006, 0.01, 0.02, 0.04, 0.08)
 MUON_LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SOAP_LRS = (0.003, 0.01, 0.02, 0.04, 0.08)
 # On small networks; its authors use 3e-5 to 3e-4 on large ones, and 1e-3 in between.
-CELO2_LRS = (0.0003, 0.001, 0.003, 0.01, 0.03)
+CELO2_LRS = (0.0001, 0.0003, 0.001, 0.003, 0.01)
 SCHEDULE_FREE_LRS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1)
 # For all other problems: fine-tuning needs the lowest rates, vectors that begin at
 # zero the highest.

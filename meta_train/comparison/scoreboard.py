@@ -292,12 +292,14 @@ def draw_curves(path: Path, scores: Sequence[Score]) -> None:
     for panel in panels[len(tasks) :]:
         panel.set_visible(False)
     for panel, of_task in zip(panels, tasks, strict=False):
-        for score in of_task:
-            panel.plot(score.steps, score.losses, label=score.optimizer)
+        for number, score in enumerate(of_task):  # the first one on top
+            line = {"label": score.optimizer, "zorder": 2 + len(of_task) - number}
+            panel.plot(score.steps, score.losses, **line)
         panel.set_yscale("log")
         panel.set_title(of_task[0].problem, fontsize=7)
         panel.tick_params(labelsize=6, which="both")
-    figure.axes[0].legend(fontsize=6)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="lower right")
     figure.savefig(path, dpi=120)
 
 

@@ -1,9 +1,10 @@
-"""The shares of the page and of the README are those of the record."""
+"""The figures of the page and of the README are those of the records."""
 
 import json
 import re
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -15,26 +16,60 @@ NAMES = {
     "adamw-default": "AdamW",
 }
 
+RIVALS = {
+    "learned-step": "ngopt, [`learned-step`]",
+    "default": "ngopt |",
+    "amuse-default": "AMUSE",
+    "celo2": "Celo2",
+    "muon-adamw-rate": "`torch.optim.Muon`",
+    "schedule-free-default": "schedule-free AdamW",
+    "prodigy": "Prodigy",
+    "ademamix-default": "AdEMAMix",
+}
+
+
+def read(path):
+    return (ROOT / path).read_text()
+
 
 @pytest.fixture(scope="module")
 def percents():
     """Of problems that are solved, by optimizer."""
     solved = defaultdict(list)
-    for attempt in json.loads(
-        (ROOT / "results/lightbench/first_attempt.json").read_text()
-    ):
+    for attempt in json.loads(read("results/lightbench/first_attempt.json")):
         solved[attempt["optimizer"]].append(attempt["solved_at"] is not None)
     return {name: f"{100 * sum(x) / len(x):.0f} %" for name, x in solved.items()}
 
 
 @pytest.mark.parametrize("optimizer", NAMES)
 def test_the_page_has_the_recorded_shares_of_lightbench(percents, optimizer):
-    page = (ROOT / "docs/results/scoreboard.md").read_text()
+    page = read("docs/results/scoreboard.md")
     row = rf"^\| {NAMES[optimizer]}\b[^|]*\| \**{percents[optimizer]}\** \|"
     assert re.search(row, page, re.MULTILINE)
 
 
 def test_the_readme_has_the_recorded_shares_of_lightbench(percents):
-    readme = (ROOT / "README.md").read_text()
+    readme = read("README.md")
     (row,) = re.findall(r"^\| \[LightBench\].*$", readme, re.MULTILINE)
     assert re.findall(r"\d+ %", row) == [percents[name] for name in NAMES]
+
+
+@pytest.mark.parametrize("optimizer", RIVALS)
+def test_the_page_has_the_recorded_ranks_of_velo(optimizer):
+    record = re.escape(optimizer) + r" +\| (\S+) +\| (\d+ of \d+) +\| (\S+)"
+    (cells,) = re.findall(rf"^\| {record}", read("results/velo/scoreboard.md"), re.M)
+    page = read("docs/results/scoreboard.md")
+    row, *_ = re.findall(rf"^\| {re.escape(RIVALS[optimizer])}.*$", page, re.M)
+    assert [x.strip(" *") for x in row.split("|")[2:5]] == list(cells)
+
+
+def test_page_and_readme_have_the_recorded_steps_to_the_envelope():
+    scores = json.loads(read("results/velo/full.json"))
+    whole = [x for x in scores if x["every"] * len(x["losses"]) == 10_000]
+    reached = [x["reached"] for x in whole]
+    page, readme = read("docs/results/scoreboard.md"), read("README.md")
+    share = f"{median(reached) / 100:.0f} % of 10,000 steps"
+    text = f"- {len(whole)} MLPs and autoencoders, one seed: reached on all, on the "
+    assert None not in reached and f"{text}median task after {share}" in page
+    (row,) = re.findall(r"^\| \[(\d+) of VeLO's tasks\].*\*\*(\S+)\*\*", readme, re.M)
+    assert row == (str(len(whole)), f"{median(reached):,.0f}")
