@@ -7,6 +7,7 @@ import pytest
 
 from meta_train.comparison import scoreboard
 from meta_train.comparison.inner_training import Run
+from meta_train.comparison.optimizers import CELO2_LRS
 from meta_train.comparison.scoreboard import (
     Config,
     Score,
@@ -76,12 +77,12 @@ def test_seeds_are_averaged_and_a_diverged_one_counts():
 
 def test_seed_0_chooses_the_learning_rate(monkeypatch):
     def trained(runs, config):
-        of_lr = {0.0003: 0.5, 0.001: None, 0.003: 0.2, 0.01: 0.4, 0.03: 0.9}
-        return {run: {"losses": [1.0, of_lr[run.lr]]} for run in runs}
+        final = dict(zip(CELO2_LRS, (0.5, None, 0.2, 0.4, 0.9), strict=True))
+        return {run: {"losses": [1.0, final[run.lr]]} for run in runs}
 
     monkeypatch.setattr(scoreboard, "execute_all", trained)
     (best,) = scoreboard.best_rates(Config((TASK,)), ("celo2",), 20)
-    assert best.lr == 0.003 and best.seed == 0
+    assert best.lr == CELO2_LRS[2] and best.seed == 0
 
 
 def test_losses_of_an_envelope_are_interpolated():
