@@ -226,15 +226,11 @@ def short_rows(
     scores: Sequence[Score], loss_of: Callable[[Score], float]
 ) -> list[dict[str, str]]:
     """A row of losses for each task."""
-    rows = []
-    for of_task in of_tasks(scores):
-        losses = [loss_of(score) for score in of_task]
-        row = {"task": of_task[0].problem}
-        for score, loss in zip(of_task, losses, strict=True):
-            text = f"{loss:.3g}"
-            row[score.optimizer] = f"**{text}**" if loss == min(losses) else text
-        rows.append(row)
-    return rows
+    return [
+        {"task": of_task[0].problem}
+        | {score.optimizer: f"{loss_of(score):.3g}" for score in of_task}
+        for of_task in of_tasks(scores)
+    ]
 
 
 def summary_rows(scores: Sequence[Score]) -> list[dict[str, str]]:

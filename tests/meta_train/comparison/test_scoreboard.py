@@ -35,9 +35,9 @@ def test_rows_of_losses_and_ranks():
     worse = score("worse", [1.0, 0.9, 0.8, 0.7])
     assert better.steps == [10, 20, 30, 40]
     (row,) = short_rows([better, worse], lambda score: score.final)
-    assert row == {"task": "task", "better": "**0.2**", "worse": "0.7"}
+    assert row == {"task": "task", "better": "0.2", "worse": "0.7"}
     (row,) = short_rows([better, worse], lambda score: score.same_seconds)
-    assert row == {"task": "task", "better": "**0.4**", "worse": "1.4"}
+    assert row == {"task": "task", "better": "0.4", "worse": "1.4"}
     first, second = summary_rows([worse, better])
     assert first["optimizer"] == "better" and first["mean rank"] == "1.0"
     assert second["lowest loss"] == "0 of 1" and second["mean rank"] == "2.0"
