@@ -108,3 +108,8 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def or_inf(loss: float | None) -> float:
+    """A loss of a JSON file, which has None for inf and nan."""
+    return math.inf if loss is None else loss

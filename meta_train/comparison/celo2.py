@@ -177,7 +177,7 @@ def _inverse_root(x: Tensor) -> Tensor:
 
 
 def inverse_rms(x: Tensor) -> Tensor:
-    """Over the last two dimensions, which are kept with length 1."""
+    """1 / the RMS over the last two dimensions, which are kept with length 1."""
     count = x.shape[-2] * x.shape[-1]
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     return (norm.square() / count + 1e-9).rsqrt()

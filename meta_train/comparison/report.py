@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.files import or_inf
 from harness.tables import plus_minus, sample_deviation
 from meta_train.comparison.inner_training import TRAIN_LOSS_STEPS, Record
 from ngopt.race.equal_time import EQUAL
@@ -180,9 +181,8 @@ def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
     """
     losses: dict[float, list[float]] = {}
     for record in records:
-        loss = record["validation"]["loss"]
         losses_of_lr = losses.setdefault(record["run"]["lr"], [])
-        losses_of_lr.append(inf if loss is None else loss)
+        losses_of_lr.append(or_inf(record["validation"]["loss"]))
     return {lr: fmean(losses_of_lr) for lr, losses_of_lr in losses.items()}
 
 

@@ -20,17 +20,19 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from harness import cli
-from harness.files import make_folder, read_json, write_json
+from harness.files import make_folder, or_inf, read_json, write_json
 from harness.settings import check_counts
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import DEFAULT, Record, Run
 from meta_train.comparison.optimizers import load_optimizer
 from meta_train.comparison.runs import execute
 from meta_train.problems import load_problem, problem_names
+from ngopt.race.equal_time import steps_in_same_time
 
 ENVELOPES = Path(__file__).parents[2] / "results/velo/envelopes.json"
 TARGET_STEP = 10_000  # of the envelope, whose loss is to be reached
@@ -110,8 +112,8 @@ def measure(
     records = execute_all([replace(run, seed=i) for run in best for i in seeds], config)
     times = relative_times(best, config)
     as_long = equally_long(times)
-    of_time = [replace(run, seed=i) for run in as_long.values() for i in seeds]
-    records |= execute_all(of_time, config)
+    runs_of_time = [replace(run, seed=i) for run in as_long.values() for i in seeds]
+    records |= execute_all(runs_of_time, config)
     scores = []
     for run in best:
         target = loss_at(envelopes, run.problem, TARGET_STEP)
@@ -159,14 +161,15 @@ def equally_long(times: Mapping[Run, float]) -> dict[Run, Run]:
     fastest: dict[str, float] = {}
     for run, time in times.items():
         fastest[run.problem] = min(time, fastest.get(run.problem, inf))
-    return {
-        run: replace(run, steps=round(run.steps * fastest[run.problem] / time) or 1)
-        for run, time in times.items()
-    }
+    as_long = {}
+    for run, time in times.items():
+        steps = steps_in_same_time(run.steps, time, fastest[run.problem])
+        as_long[run] = replace(run, steps=steps)
+    return as_long
 
 
 def execute_all(runs: Sequence[Run], config: Config) -> dict[Run, Record]:
-    with tqdm(total=len(runs), unit="run") as bar:
+    with tqdm(total=len(runs), unit="run", disable=not runs) as bar:
         made = execute(runs, Path(config.folder, "records"), config.processes, bar)
     return dict(zip(runs, made, strict=True))
 
@@ -174,11 +177,6 @@ def execute_all(runs: Sequence[Run], config: Config) -> dict[Run, Record]:
 def losses_of(record: Record) -> list[float]:
     """Mean losses of the blocks."""
     return list(map(or_inf, record["losses"]))
-
-
-def or_inf(loss: float | None) -> float:
-    """Records have None for losses that are not finite."""
-    return inf if loss is None else loss
 
 
 def loss_at(envelopes: Mapping[str, Any], problem: str, step: int) -> float:
@@ -234,18 +232,23 @@ def short_rows(
 
 
 def summary_rows(scores: Sequence[Score]) -> list[dict[str, str]]:
-    """A row for each optimizer, with mean ranks, the lowest loss first."""
-    ranks: dict[str, list[int]] = {}
-    for of_task in of_tasks(scores):
-        for score in of_task:
-            rank = 1 + sum(other.final < score.final for other in of_task)
-            ranks.setdefault(score.optimizer, []).append(rank)
+    """A row for each optimizer, the lowest mean rank first.
+
+    Equal losses share the mean of their ranks, as in the leaderboard.
+    """
+    table: Any = pd.DataFrame(
+        [{**vars(score), "final": score.final} for score in scores]
+    )
+    losses = table.groupby("problem")["final"]
+    table["rank"] = losses.rank()
+    table["is_lowest"] = table["final"] == losses.transform("min")
+    by_optimizer = table.groupby("optimizer")
     rows = []
-    for name in sorted(ranks, key=lambda name: fmean(ranks[name])):
-        of_name = [score for score in scores if score.optimizer == name]
-        row = {"optimizer": name, "mean rank": f"{fmean(ranks[name]):.1f}"}
-        row["lowest loss"] = f"{ranks[name].count(1)} of {len(of_name)}"
-        row["time of a step"] = f"{median(score.time for score in of_name):.2f}"
+    for name, mean_rank in by_optimizer["rank"].mean().sort_values().items():
+        results = by_optimizer.get_group(name)
+        row = {"optimizer": str(name), "mean rank": f"{mean_rank:.1f}"}
+        row["lowest loss"] = f"{sum(results['is_lowest'])} of {len(results)}"
+        row["time of a step"] = f"{median(results['time']):.2f}"
         rows.append(row)
     return rows
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import cli
+from harness.files import or_inf
 from harness.tables import markdown_table, text_table
 
 OURS = "default"
@@ -103,8 +104,7 @@ def situations(table: Sequence[Row], ours_name: str = OURS) -> list[Situation]:
 
 
 def _loss(row: Row) -> float:
-    loss = row["test_loss"]
-    return float("inf") if loss is None else loss
+    return or_inf(row["test_loss"])
 
 
 def summary(compared: Sequence[Situation]) -> str:

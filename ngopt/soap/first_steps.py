@@ -255,8 +255,7 @@ def agreement(squares: Array, expected: Array, age: Array, beta1: float) -> Arra
     of gradients, (n,).
     """
     total = 1 - beta1**age
-    total_of_squares = 1 - beta1 ** (2 * age)
-    noise = (1 - beta1) / (1 + beta1) * total_of_squares
+    noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * age))
     most = ((total**2 - noise) * expected).sum()
     ratio = (squares - noise * expected).sum() / most.clip(TINY)
     return ratio.clip(0.0, MAX_AGREEMENT)

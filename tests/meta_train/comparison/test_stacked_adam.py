@@ -1,17 +1,29 @@
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_map
 
 from meta_train.comparison.stacked_adam import lr_factor, train_copies
 from meta_train.problems import load_problem
+from meta_train.problems.supervised import SupervisedProblem
 
-STEPS = 5  # SIRENs magnify rounding with every step
+STEPS = 12
 SETTINGS = (0.01, 0.9), (0.003, 0.8)
+
+
+class InFloat64(SupervisedProblem):
+    """A problem in float64: SIRENs magnify rounding with every step."""
+
+    def init(self, seed):
+        return super().init(seed).double()
+
+    def batch(self, seed, step):
+        return tree_map(torch.Tensor.double, super().batch(seed, step))
 
 
 @pytest.mark.parametrize("name", ["gelu-sines", "siren-chirps", "solver-heat"])
 def test_every_copy_is_trained_as_by_torch(name):
-    problem = load_problem(name)
+    problem = InFloat64(**vars(load_problem(name)))
     batch = problem.batch(1, 0)
     curves = train_copies(problem, 1, SETTINGS, STEPS)
     assert curves.shape == (STEPS + 1, 2)
