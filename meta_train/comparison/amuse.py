@@ -102,7 +102,7 @@ class Amuse(Optimizer):
 
     def _move(self, group: dict, share: float) -> None:
         for p in group["params"]:
-            if "z" in self.state[p]:
+            if p in self.state:
                 p.lerp_(self.state[p]["z"], share)
 
 

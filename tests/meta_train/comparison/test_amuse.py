@@ -76,3 +76,13 @@ def test_a_saved_state_continues_to_the_bit():
     train(optimizer, p, 5)
     train(resumed, q, 5)
     assert torch.equal(p, q)
+
+
+def test_averages_before_the_first_step_are_the_weights():
+    p, measured = start(), start()
+    optimizer, measured_first = Amuse([p], LR, WARMUP), Amuse([measured], LR, WARMUP)
+    measured_first.eval()
+    torch.testing.assert_close(measured.detach(), p.detach(), rtol=0, atol=0)
+    train(optimizer, p, STEPS)
+    train(measured_first, measured, STEPS)
+    torch.testing.assert_close(measured.detach(), p.detach(), rtol=0, atol=0)
