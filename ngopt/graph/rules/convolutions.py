@@ -13,8 +13,8 @@ from ngopt.graph.rules.conversions import as_neurons
 from ngopt.graph.rules.linear import MAX_USES, add_bias, linear_over_positions
 from ngopt.graph.rules.pointwise import note_function
 from ngopt.graph.rules.registry import functions, register_layer_rule
+from ngopt.graph.tracing.blocks import Edges
 from ngopt.graph.tracing.capture import packet_of
-from ngopt.graph.tracing.edges import Edges
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     Elements,

@@ -20,9 +20,8 @@ from ngopt.graph.groups_and_blocks import (
     contiguous_strides,
 )
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.tracing.blocks import blocks_of
+from ngopt.graph.tracing.blocks import Block, blocks_of
 from ngopt.graph.tracing.capture import packet_of
-from ngopt.graph.tracing.edges import Block
 from ngopt.graph.tracing.nodes import Mark, Nodes
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import Elements, Unknown, has_any, not_none, same_along

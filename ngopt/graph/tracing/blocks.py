@@ -1,4 +1,5 @@
-"""Finds the blocks among edges, when no more nodes are unified.
+"""Edges and features of nodes, as rules add them, and the blocks that they consist of,
+which are found when no more nodes are unified.
 
 Labels decide the meaning of each axis. Only the sources change along an axis of
 columns, only the targets along one of rows, both along one of groups, and neither along
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ngopt.graph.groups_and_blocks import View, even_runs
-from ngopt.graph.tracing.edges import Block, Edges, unit_edge_blocks
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.values import (
     Elements,
@@ -28,6 +28,8 @@ from ngopt.graph.tracing.values import (
     regular_repeats,
     row_numbers,
     same_along,
+    strided_numbers,
+    unique_pairs,
 )
 
 TARGETS, SOURCES = 0, 1  # indices of EdgePiece.ends; features have targets alone
@@ -35,15 +37,88 @@ ENDS = ((TARGETS, SOURCES), (TARGETS,), (SOURCES,))
 """The ends that change along an axis of groups, of rows, and of columns."""
 
 
+@dataclass(frozen=True)
+class Edges:
+    """Edges whose values are elements of a parameter, or features of nodes.
+
+    sources, targets: labels of nodes that broadcast to one shape (*axes). Without
+    sources, elements are features of the targets.
+    elements: (*axes, *slots); None for edges of value 1.
+    path: the operands and options of the function. Edges of the same path have the same
+    activations of their sources.
+    """
+
+    elements: Elements | None
+    sources: Tensor | None
+    targets: Tensor
+    kind: str
+    path: tuple
+
+
+@dataclass(frozen=True)
+class Block:
+    """A regular piece of `Edges`: an `EdgeBlock` or `Bias` of node numbers.
+
+    No node occurs twice in an end, and each end is in one group.
+    sources: (groups * n_source,). targets: (groups * n_target,). view: (*shape,
+    *slot_shape), where shape is (groups, n_target, n_source); or (n, *slot_shape) for
+    features of n targets.
+    """
+
+    view: View | None
+    sources: Tensor | None
+    targets: Tensor
+    shape: tuple[int, ...]
+    slot_shape: tuple[int, ...]
+    kind: str
+    path: tuple
+
+
 def blocks_of(edges: Edges, nodes: Nodes) -> Iterator[Block]:
     """The blocks that edges consist of."""
     if edges.elements is None:
-        yield from unit_edge_blocks(edges, nodes)
+        yield from _unit_edge_blocks(edges, nodes)
         return
     for regular in _regular_pieces(edges, edges.elements, nodes):
         for piece in _within_groups(regular, nodes):
             for distinct in _distinct_parts(piece):
                 yield from _arranged(distinct)
+
+
+def _unit_edge_blocks(edges: Edges, nodes: Nodes) -> Iterator[Block]:
+    """Edges of value 1, each once: from one source to several targets, or from several
+    sources to one target."""
+    assert edges.sources is not None, "features of nodes are elements"
+    ends = nodes.find(edges.sources), nodes.find(edges.targets)
+    sources, targets = torch.broadcast_tensors(*ends)
+    pairs, _ = unique_pairs(sources.flatten(), targets.flatten())
+    which = row_numbers(nodes.group_of(pairs).T)
+    for number in which.unique():
+        part = pairs[:, which == number]
+        # centers at the end of fewer nodes, with equally many edges in a block
+        from_sources = len(part[0].unique()) <= len(part[1].unique())
+        centers, others = part if from_sources else part.flip(0)
+        for star in _stars_around(centers, others):
+            sources, targets = star if from_sources else reversed(star)
+            # the number of centers, all at one end: one of the quotients is 1
+            n = min(len(sources), len(targets))
+            shape = (n, len(targets) // n, len(sources) // n)
+            yield Block(None, sources, targets, shape, (), edges.kind, edges.path)
+
+
+def _stars_around(centers: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Different centers, and the equally many others of each, one after the other."""
+    nodes, owner, degrees = centers.unique(return_inverse=True, return_counts=True)
+    if has_duplicates(others):  # shared ones: each center has a block of its own
+        parts = torch.eye(len(nodes), dtype=torch.bool)
+    else:
+        # (parts, centers): centers of a block have equally many edges
+        parts = degrees == degrees.unique()[:, None]
+    for part in parts:
+        members = part[owner]
+        # stable: the others of a center stay in their order
+        order = owner[members].argsort(stable=True)
+        yield nodes[part], others[members][order]
 
 
 @dataclass(frozen=True)
@@ -103,18 +178,16 @@ class EdgePiece:
     def split(self, axis: int, repeats: Repeats) -> "EdgePiece":
         """The same with two axes for one: the nodes, and their occurrences."""
         view = self.view
-        stride = view.strides[axis]
-        steps = (repeats.step * stride, repeats.time_step * stride)
-        shape = _replaced(view.shape, axis, repeats.count, repeats.times)
+        steps = [view.strides[axis] * places for places in repeats.strides]
+        shape = _replaced(view.shape, axis, *repeats.shape)
         strides = _replaced(view.strides, axis, *steps)
         view = replace(view, shape=shape, strides=strides)
-        places = repeats.places()
-        index = places.flatten()
+        index = strided_numbers(*repeats, 0).flatten()
         ends = [end.unsqueeze(axis) for end in self.ends]
         for k in self.changing(axis):
             ordered = self.ends[k].index_select(axis, index)
             # an end that repeats gets length 1 along the occurrences
-            ends[k] = compact(ordered.unflatten(axis, places.shape))
+            ends[k] = compact(ordered.unflatten(axis, repeats.shape))
         return replace(self, view=view, ends=tuple(ends))
 
 
@@ -198,7 +271,7 @@ def _distinct_parts(piece: EdgePiece) -> Iterator[EdgePiece]:
             changing = [k for k in piece.changing(axis) if k in ends]
             if changing:
                 repeats = regular_repeats(row_numbers(piece.rows(axis, changing)))
-                if repeats is not None and repeats.times > 1:
+                if repeats is not None and repeats.shape[1] > 1:
                     piece = piece.split(axis, repeats)
     if _is_distinct(piece):
         yield piece

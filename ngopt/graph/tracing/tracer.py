@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
 from ngopt.graph.groups_and_blocks import ParameterSpec
-from ngopt.graph.tracing.edges import Edges
+from ngopt.graph.tracing.blocks import Edges
 from ngopt.graph.tracing.nodes import KnownRows, Mark, Nodes
 from ngopt.graph.tracing.values import (
     NO_NEURON,

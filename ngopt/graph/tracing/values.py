@@ -274,20 +274,11 @@ def first_indices(which: Tensor, count: int) -> Tensor:
 
 
 class Repeats(NamedTuple):
-    """Nodes that occur `times` each.
+    """Nodes that occur several times each: how many nodes and times, and how many
+    places it is to the next node and to the next occurrence of a node."""
 
-    The next node is `step` places behind, the next occurrence of a node `time_step`.
-    """
-
-    count: int
-    times: int
-    step: int
-    time_step: int
-
-    def places(self) -> Tensor:
-        """The places (count, times) of each node."""
-        first = torch.arange(self.count) * self.step
-        return first[:, None] + torch.arange(self.times) * self.time_step
+    shape: tuple[int, int]
+    strides: tuple[int, int]
 
 
 def regular_repeats(nodes: Tensor) -> Repeats | None:
@@ -299,10 +290,10 @@ def regular_repeats(nodes: Tensor) -> Repeats | None:
         return None
     # 5, 5, 6, 6
     if torch.equal(nodes, nodes[::times].repeat_interleave(times)):
-        return Repeats(count, times, step=times, time_step=1)
+        return Repeats((count, times), (times, 1))
     # 5, 6, 5, 6
     if torch.equal(nodes, nodes[:count].repeat(times)):
-        return Repeats(count, times, step=1, time_step=count)
+        return Repeats((count, times), (1, count))
     return None
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ngopt.graph.groups_and_blocks import View, contiguous_strides
-from ngopt.graph.tracing.blocks import blocks_of
-from ngopt.graph.tracing.edges import Block, Edges
+from ngopt.graph.tracing.blocks import Block, Edges, blocks_of
 from ngopt.graph.tracing.nodes import Nodes
 from ngopt.graph.tracing.values import Elements
 from tests.zoo import zoo_graph
