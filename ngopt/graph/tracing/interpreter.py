@@ -26,8 +26,8 @@ from ngopt.graph.rules.pointwise import is_declared_pointwise
 from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
+from ngopt.graph.tracing.isolation import process_kept
 from ngopt.graph.tracing.nodes import Mark
-from ngopt.graph.tracing.process_state import process_kept
 from ngopt.graph.tracing.tracer import Tracer
 from ngopt.graph.tracing.values import (
     TRACED,

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ngopt import build_graph
 from ngopt.graph.tracing import interpreter
-from ngopt.graph.tracing.process_state import process_kept
+from ngopt.graph.tracing.isolation import process_kept
 
 
 def _of_torch(name, before, changed, *args, read="get_{}", write="set_{}"):
