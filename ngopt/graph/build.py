@@ -100,12 +100,16 @@ def build_graph(
             return _traced(source, example_input)
         except NotCaptured as error:
             reason = f"{name} cannot be traced ({error})"
-            return _from_parameters(source, reason)
-    graph = graph_without_inputs(source)
-    if graph is not None:
-        return graph
-    reason = f"no input for {name} could be guessed"
-    return _from_parameters(source, f"{reason}; give example_input for an exact graph")
+    else:
+        graph = graph_without_inputs(source)
+        if graph is not None:
+            return graph
+        reason = f"no input for {name} could be guessed; give example_input for an "
+        reason += "exact graph"
+    warnings.warn(
+        f"build_graph: graph inferred from names and shapes, as {reason}", stacklevel=2
+    )
+    return infer_graph(*_specs(source.named_parameters()))
 
 
 def graph_without_inputs(model: nn.Module) -> NeuralGraph | None:
@@ -187,12 +191,6 @@ def _traced_in_mode(model: nn.Module, example_input: Any, training: bool) -> Tra
             return trace(program, model)
     except Exception as error:
         raise NotCaptured(one_line(error)) from error
-
-
-def _from_parameters(model: nn.Module, reason: str) -> NeuralGraph:
-    message = f"build_graph: graph inferred from names and shapes, as {reason}"
-    warnings.warn(message, stacklevel=3)
-    return infer_graph(*_specs(model.named_parameters()))
 
 
 def _specs(

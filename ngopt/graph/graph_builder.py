@@ -89,13 +89,12 @@ class GraphBuilder:
         are neither, even without edges to or from them. The roles of other groups
         follow from their edges.
         """
-        placed = self.views()
+        views = self.views()
         for i, spec in enumerate(self.parameters):
-            if i not in placed:
+            if i not in views:
                 self.unplaced.append(spec.name)
                 self.add_component(i)
-        views = self.views()
-        for i in range(len(self.parameters)):
+        for i in sorted(views):
             self._add_unused(i, views[i])
         roles = zip(self.groups, self._roles(inputs, outputs, hidden), strict=True)
         graph = NeuralGraph(

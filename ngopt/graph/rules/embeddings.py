@@ -18,7 +18,7 @@ BAGS = functions("embedding_bag _embedding_bag _embedding_bag_forward_only")
 def embedding(tracer: Tracer, call: Node, weight: Value, index: Value, *_) -> Value:
     """Rows of a table are input nodes; W (tokens, n)."""
     if not isinstance(weight, Elements):
-        return pointwise_function(tracer, call, (weight,), {})
+        return pointwise_function(tracer, call, weight)
     # data select the row: all places have the same neurons
     labels = table(tracer, call, weight).expand(tracer.shape_of(call))
     return Neurons(labels, is_pristine=True)

@@ -50,7 +50,7 @@ Index = Sequence[Value | None]
 def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
     """x[places]."""
     if not is_data_dependent(tracer, call, places):
-        return rearrange(tracer, call, (x, places), {})
+        return rearrange(tracer, call, x, places)
     return _at_unknown_places(tracer, call, x, indexed_dims(call))
 
 
@@ -60,7 +60,7 @@ def index_select(
 ) -> Value:
     """Rows of x along one dimension."""
     if not is_data_dependent(tracer, call, [places]):
-        return rearrange(tracer, call, (x, dim, places), {})
+        return rearrange(tracer, call, x, dim, places)
     return _at_unknown_places(tracer, call, x, [dim % len(x.shape)])
 
 

@@ -35,7 +35,9 @@ from ngopt.graph.tracing.values import (
 )
 
 
-def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
+# other overloads of max and min reduce one tensor
+@register_layer_rule(aten.max.other, aten.min.other)
+def pointwise_function(tracer: Tracer, call: Node, *args: Any, **kwargs: Any) -> Value:
     """A function without a rule of its own.
 
     If it works entry by entry, its result is represented as its operand.
@@ -53,12 +55,6 @@ def pointwise_function(tracer: Tracer, call: Node, args: tuple, kwargs: dict) ->
     if fitting:
         return Unknown(value.shape, equivariant=all(map(_is_uniform, fitting)))
     return tracer.unknown(call)
-
-
-@register_layer_rule(aten.max.other, aten.min.other)
-def larger_or_smaller(tracer: Tracer, call: Node, *operands: Value) -> Value:
-    """Of two tensors; the other functions of these names reduce one."""
-    return pointwise_function(tracer, call, operands, {})
 
 
 def _fits(value: Value, shape: torch.Size) -> bool:
@@ -165,7 +161,7 @@ def _is_uniform(other: Any) -> bool:
 def prelu(tracer: Tracer, call: Node, x: Value, weight: Value) -> Value:
     """The slope is a feature of the neurons."""
     if not (isinstance(x, Neurons) and isinstance(weight, Elements)):
-        return pointwise_function(tracer, call, (x, weight), {})
+        return pointwise_function(tracer, call, x, weight)
     shape = [1] * x.labels.dim()
     # torch has channels along axis 1; a vector takes a single slope
     if x.labels.dim() > 1:
@@ -217,7 +213,7 @@ def _binary_function(
         return with_parameter(tracer, call, a, b, kind)
     if isinstance(b, Neurons) and isinstance(a, Elements):
         return with_parameter(tracer, call, b, a, kind)
-    return pointwise_function(tracer, call, operands, {})
+    return pointwise_function(tracer, call, a, b)
 
 
 def tags_of(call: Node) -> Sequence[torch.Tag]:

@@ -47,9 +47,9 @@ SELECTIONS = functions("slice narrow select index_select")
 REORDERINGS = functions("roll flip")
 
 
-def rearrange(tracer: Tracer, call: Node, args: tuple, kwargs: dict) -> Value:
+def rearrange(tracer: Tracer, call: Node, first: Value, *args, **kwargs) -> Value:
     """Applies a function that rearranges entries to labels or elements."""
-    first, *options = args
+    options = list(args)
     if packet_of(call) in DTYPES:
         source = call.all_input_nodes[0].meta["val"]
         value = call.meta["val"]

@@ -21,8 +21,8 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.graph.rules import constants, pointwise, reshaping
-from ngopt.graph.rules.pointwise import is_declared_pointwise
+from ngopt.graph.rules import constants, reshaping
+from ngopt.graph.rules.pointwise import is_declared_pointwise, pointwise_function
 from ngopt.graph.rules.registry import RULES
 from ngopt.graph.tracing.assembly import assemble
 from ngopt.graph.tracing.capture import Program, one_line, packet_of
@@ -188,11 +188,9 @@ class RuleInterpreter:
             return self._apply(constants.constant, call, *args, **kwargs)
         packet = packet_of(call)
         rule = RULES.get(call.target) or RULES.get(packet) or RULES.get(str(packet))
-        if rule is not None:
-            return self._apply(rule, call, *args, **kwargs)
-        if packet in reshaping.REARRANGING:
-            return self._apply(reshaping.rearrange, call, args, kwargs)
-        return self._apply(pointwise.pointwise_function, call, args, kwargs)
+        if rule is None and packet in reshaping.REARRANGING:
+            rule = reshaping.rearrange
+        return self._apply(rule or pointwise_function, call, *args, **kwargs)
 
     def _value(self, argument: Any) -> Value:
         return self.values[argument] if isinstance(argument, Node) else argument
