@@ -55,9 +55,7 @@ def runs(graph: Topology) -> list[list[int]]:
     def key(number: int) -> tuple:
         """Equal for neighbouring groups that are pieces of one norm."""
         blocks = graph.blocks_into(number)
-        is_scaled = bool(blocks)
-        for block in blocks:
-            is_scaled = is_scaled and block.view is not None and is_diagonal(block)
+        is_scaled = bool(blocks) and all(b.view and is_diagonal(b) for b in blocks)
         kinds = [bias.kind for bias in graph.biases_of(number)]
         group = graph.groups[number]
         alone = None if is_scaled else number
@@ -164,9 +162,7 @@ def shorten(name: str, width: int) -> str:
 
 
 def _coverage(graph: Topology) -> list[str]:
-    connected = set()
-    for block in graph.blocks:
-        connected |= {block.source, block.target}
+    connected = {end for b in graph.blocks for end in (b.source, b.target)}
     alone = sum(b.view.numel for b in graph.biases if b.group not in connected)
     nodes = sum(group.size for group in graph.groups)
     count = len(set(components(graph)))

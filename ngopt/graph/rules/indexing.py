@@ -48,7 +48,6 @@ Index = Sequence[Value | None]
 
 @register_layer_rule(aten.index)
 def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
-    """x[places]."""
     if not is_data_dependent(tracer, call, places):
         return rearrange(tracer, call, x, places)
     return _at_unknown_places(tracer, call, x, indexed_dims(call))
@@ -58,7 +57,6 @@ def index(tracer: Tracer, call: Node, x: Value, places: Index) -> Value:
 def index_select(
     tracer: Tracer, call: Node, x: Value, dim: int, places: Value
 ) -> Value:
-    """Rows of x along one dimension."""
     if not is_data_dependent(tracer, call, [places]):
         return rearrange(tracer, call, x, dim, places)
     return _at_unknown_places(tracer, call, x, [dim % len(x.shape)])

@@ -195,10 +195,8 @@ def _batched_weight(
         places_and_sources.append((place, sources))
     results = torch.full(shape, NO_NEURON)
     for place, sources in places_and_sources:
-        index = []
-        for p, size in zip(place, lead, strict=True):
-            # a weight that is broadcast is the same at all places
-            index.append(0 if size == 1 else p)
+        # a weight that is broadcast is the same at all places
+        index = [0 if size == 1 else p for p, size in zip(place, lead, strict=True)]
         part = weight.apply(lambda w, index=index: w[tuple(index)].mT)
         # (n_out,), the same for all t
         results[..., *place, *matrix] = dense_layer(tracer, call, sources, part)

@@ -123,17 +123,12 @@ def note_function(tracer: Tracer, call: Node, labels: Tensor) -> None:
 def _of_elements(tracer: Tracer, call: Node, operands: Sequence[Value]) -> Elements:
     """A parameter times or plus others, constants, and results of such functions."""
     shape = tracer.shape_of(call)
-    all_elements = [x for x in operands if isinstance(x, Elements)]
-    # the largest first
-    all_elements.sort(key=lambda a: -a.shape.numel())
-    uses, others = [], []
-    for elements in all_elements:
-        elements = elements.apply(lambda x: x.broadcast_to(shape))
-        if elements.parameter == all_elements[0].parameter:
-            uses.append(elements)
-        else:
-            others.append(elements)
-    first, *again = uses
+    given = [x for x in operands if isinstance(x, Elements)]
+    given.sort(key=lambda x: -x.shape.numel())
+    largest_first = [x.apply(lambda y: y.broadcast_to(shape)) for x in given]
+    first = largest_first[0]
+    again = [x for x in largest_first[1:] if x.parameter == first.parameter]
+    others = [x for x in largest_first if x.parameter != first.parameter]
     # whether exchanged rows of the parameter are exchanged in the result: to a part of
     # it other functions may be applied than to the rest; in W + W.T an element is added
     # to another one of its own parameter
@@ -217,7 +212,6 @@ def _binary_function(
 
 
 def tags_of(call: Node) -> Sequence[torch.Tag]:
-    """The tags that torch gives a function."""
     return getattr(call.target, "tags", ())
 
 

@@ -251,10 +251,7 @@ class _Groups:
         self.nodes = nodes
         self.sizes, self.group_of, self.place_of = nodes.places()
         self.number: dict[int, int] = {}
-        used = set()
-        for block in blocks:
-            for end in _ends(block):
-                used.add(self._group(end))
+        used = {self._group(end) for block in blocks for end in _ends(block)}
         for old in sorted(used):
             name, kind = nodes.names[old], nodes.kinds[old]
             self.number[old] = builder.add_group(name, self.sizes[old], kind)

@@ -312,11 +312,10 @@ def _arranged(piece: EdgePiece) -> Iterator[Block]:
     for axes in axes_of_ends:
         # elements along several axes are strided as along one if, as in view(), each
         # outer stride is the length of the inner axis
-        can_merge = True
-        for outer, inner in pairwise(axes):
-            length = view.shape[inner] * view.strides[inner]
-            can_merge = can_merge and view.strides[outer] == length
-        if not can_merge:
+        if any(
+            view.strides[outer] != view.shape[inner] * view.strides[inner]
+            for outer, inner in pairwise(axes)
+        ):
             # one place at a time: an axis of length 1 is left out, the rest may merge
             for place in range(view.shape[axes[0]]):
                 yield from _arranged(piece.cut(axes[0], range(place, place + 1)))

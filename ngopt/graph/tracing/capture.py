@@ -133,11 +133,8 @@ def _is_long(value: Any) -> bool:
 
 
 def _export(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Program:
-    def only_tensors(_module: nn.Module, _args: tuple, output: Any) -> list[Tensor]:
-        return _tensors(output)
-
     # export refuses outputs of types without a pytree, such as a dataclass
-    hook = model.register_forward_hook(only_tensors)
+    hook = model.register_forward_hook(lambda module, args, output: _tensors(output))
     try:
         # strict is the default in torch 2.6
         program = torch.export.export(model, args, kwargs, strict=False)

@@ -148,7 +148,6 @@ class Nodes:
         return self._identity_of(labels) < 0
 
     def mark(self, labels: Tensor, mark: Mark) -> None:
-        """Marks all nodes among labels."""
         self._marks[self.find(nodes_among(labels))] |= int(mark)
 
     def are_marked(self, labels: Tensor, mark: Mark) -> Tensor:

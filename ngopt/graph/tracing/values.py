@@ -155,12 +155,10 @@ TRACED = (Neurons, Elements, Unknown)
 
 
 def has_any(values: Iterable[Any], types: type | tuple[type, ...]) -> bool:
-    """Whether any of the values has one of these types."""
     return any(isinstance(value, types) for value in values)
 
 
 def not_none(*tensors: Tensor | None) -> list[Tensor]:
-    """The tensors without None."""
     return [x for x in tensors if x is not None]
 
 
@@ -185,7 +183,6 @@ def has_one_value(constant: Tensor) -> bool:
 
 
 def constant_labels(constant: Tensor) -> Tensor:
-    """Labels of a constant."""
     # columns of one number can be exchanged, those of different numbers cannot
     label = SAME_CONSTANT if has_one_value(constant) else NO_NEURON
     return torch.full(constant.shape, label)
