@@ -1,12 +1,16 @@
-"""Fills the page `model-cards.md` from the metadata of the bundled weights."""
+"""Puts generated text in place of the marks of two pages: the README, up to its list of
+documentation, into the home page, and the metadata of the bundled weights into
+`model-cards.md`."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ngopt import list_pretrained, load_pretrained
 from ngopt.cli import describe
 
-PLACE = "<!-- cards -->"
+README = Path(__file__).parents[2] / "README.md"
+HOME, CARDS = "<!-- home -->", "<!-- cards -->"
 STAGE_KEYS = (
     "problems", "estimator", "truncation", "optimizees", "lr", "outer_step",
     "mantissa_bits", "trainings", "trainings_of_slopes",
@@ -15,10 +19,14 @@ STAGE_KEYS = (
 
 def on_page_markdown(markdown: str, **event: Any) -> str:
     """Called by MkDocs with the text of every page."""
-    if PLACE not in markdown:
-        return markdown
-    cards = "\n".join(card(name) for name in list_pretrained())
-    return markdown.replace(PLACE, cards)
+    if HOME in markdown:
+        _, after = README.read_text().split("<!-- [start:home] -->\n")
+        home, _ = after.split("<!-- [end:home] -->")
+        return markdown.replace(HOME, home.replace("](docs/", "]("))
+    if CARDS in markdown:
+        cards = "\n".join(card(name) for name in list_pretrained())
+        return markdown.replace(CARDS, cards)
+    return markdown
 
 
 def card(name: str) -> str:
