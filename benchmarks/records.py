@@ -46,6 +46,13 @@ def machine() -> Record:
     }
 
 
+def short(value: Any) -> Any:
+    """A number with four digits; other values as they are."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return value
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""

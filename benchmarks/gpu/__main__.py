@@ -21,15 +21,21 @@ The exit status is 1 if a case failed, and 2 if nothing could be measured.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.gpu import cost, ledger
 from benchmarks.gpu.session import Session, in_process
-from benchmarks.gpu.summary import summary
+from benchmarks.records import Record, short, table
 from harness.files import make_folder, read_json
+
+SHOWN = (
+    "network", "optimizer", "ms", "worst_ms", "look_ms", "device_ms", "kernels",
+    "copies", "transient_mib", "first_transient_mib", "state",
+)  # fmt: skip
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -101,6 +107,34 @@ def measure_cost(session: Session) -> bool:
     text, has_failures = summary(content, ended)
     print(text)
     return has_failures
+
+
+def summary(content: Mapping[str, Any], ended: str | None) -> tuple[str, bool]:
+    """The table of a record, and whether a case failed.
+
+    ended: why the process did not complete; None if it did.
+    """
+    machine, records = content["machine"], content["records"]
+    device, torch, date = map(machine.get, ("device", "torch", "date"))
+    measured = [record for record in records if "ms" in record]
+    printed = [{key: short(record.get(key)) for key in SHOWN} for record in measured]
+    title = f"cost ({device}, torch {torch}, {date})"
+    remarks = remarks_with("failed", "FAILED ", records)
+    if ended is not None:
+        remarks.append(f"FAILED   the process {ended}")
+    has_failures = bool(remarks)
+    remarks += remarks_with("skipped", "skipped", records)
+    measurements = f"{title}\n{table(printed)}" if printed else f"{title}: nothing"
+    return "\n".join([measurements, *remarks]), has_failures
+
+
+def remarks_with(status: str, word: str, records: Sequence[Record]) -> list[str]:
+    """A line for each record with a status: the case, and why it has that status."""
+    return [
+        f"{word}  {record['network']}, {record['optimizer']}: {record['note']}"
+        for record in records
+        if record["status"] == status
+    ]
 
 
 if __name__ == "__main__":

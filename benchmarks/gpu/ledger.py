@@ -12,9 +12,8 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.corpus import HEADERS, SOURCES, load_corpus
 from benchmarks.gpu.images import NETWORKS, Images
-from benchmarks.gpu.lm import FULL, GPT_2, TINY, Text
+from benchmarks.gpu.lm import FULL, GPT_2, HEADERS, SOURCES, TINY, Text, load_corpus
 from benchmarks.gpu.session import (
     Cut,
     Session,
@@ -23,9 +22,8 @@ from benchmarks.gpu.session import (
     in_process,
     machine,
 )
-from benchmarks.gpu.summary import short
 from benchmarks.gpu.training import ADAMW, DEFAULT, MUON, SOAP, Data, Run, Training
-from benchmarks.records import Record
+from benchmarks.records import Record, short
 from harness.files import make_folder, read_checkpoint, read_json, write_json
 from harness.tables import Row, markdown_table
 from ngopt.pretrained.tensor_files import atomic_write
@@ -88,12 +86,13 @@ GROUPS: dict[str, list[Run]] = {
         *_tuned(FINE_TUNED, 300, (0.0001, 0.0003, 0.001), (0.0003, 0.001, 0.003))
     ],
 }
+RUNS = {str(run): run for runs in GROUPS.values() for run in runs}
 CHECKS_OF = "CUDA graphs, kernels, GradScaler, bfloat16, NCCL, CPU offload"
 
 
 def names() -> list[str]:
     """All runs, the most valuable first."""
-    return [CHECKS, *(str(run) for runs in GROUPS.values() for run in runs)]
+    return [CHECKS, *RUNS]
 
 
 def results(path: Path) -> Results:
@@ -126,10 +125,9 @@ def make_progress(session: Session, path: Path) -> bool:
 
 def measure(name: str, path: Path, session: Session) -> None:
     """Runs one of `names`, and writes its result into the record."""
-    runs = {str(run): run for each in GROUPS.values() for run in each}
     case = partial(checks, session)
-    if name in runs:
-        case = partial(trained, session, runs[name], path)
+    if name in RUNS:
+        case = partial(trained, session, RUNS[name], path)
     outcome = session.outcome(case)
     write(path, name, {**outcome, "machine": machine(session)})
 

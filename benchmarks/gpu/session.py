@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import records
-from benchmarks.gpu.summary import short
-from benchmarks.records import Record
+from benchmarks.records import Record, short
 from harness.files import write_json
 
 NOTE = 300  # maximum characters of an error message
@@ -95,11 +94,11 @@ class Session:
 
 
 class Records:
-    """Records of cases, written to <folder>/<part>.json after each case."""
+    """Records of cases, written to <folder>/cost.json after each case."""
 
-    def __init__(self, session: Session, part: str):
+    def __init__(self, session: Session):
         self.session = session
-        self.path = session.folder / f"{part}.json"
+        self.path = session.folder / "cost.json"
         self.records: list[Record] = []
         self.machine = machine(session)
         self.write()

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from benchmarks.gpu.corpus import load_corpus
-from benchmarks.gpu.lm import FULL, Text
+from benchmarks.gpu.lm import FULL, Text, load_corpus
 from benchmarks.gpu.session import Session
 from benchmarks.shapes import loss_of
 

@@ -10,7 +10,7 @@ from torch import nn
 pytest.importorskip("torchvision")
 
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import cost, ledger, optimizers, summary, timing
+from benchmarks.gpu import cost, ledger, optimizers
 from benchmarks.gpu.session import Records, Session, Skipped, in_process
 from benchmarks.launches import state_bytes
 from benchmarks.shapes import TINY_WORKLOADS
@@ -108,11 +108,11 @@ class TestRecords:
         def skip():
             raise Skipped("needs two GPUs")
 
-        records = Records(session, "part")
+        records = Records(session)
         records.attempt({"name": "a"}, lambda: {"loss": float("nan")})
         records.attempt({"name": "b"}, fail)
         records.attempt({"name": "c"}, skip)
-        written = json.loads((session.folder / "part.json").read_text())
+        written = json.loads((session.folder / "cost.json").read_text())
         assert written["machine"]["torch"] == torch.__version__
         a, b, c = written["records"]
         assert (a["status"], a["loss"]) == ("ok", None)
@@ -121,7 +121,7 @@ class TestRecords:
 
     def test_no_case_begins_after_the_deadline(self, session):
         late = Session("cpu", True, session.folder, time.monotonic() - 1)
-        record = Records(late, "part").attempt({}, lambda: pytest.fail("has begun"))
+        record = Records(late).attempt({}, lambda: pytest.fail("has begun"))
         expected = "skipped", "no time was left"
         assert (record["status"], record["note"]) == expected
 
@@ -129,10 +129,10 @@ class TestRecords:
         def fail():
             raise ValueError("no such shape")
 
-        records = Records(session, "cost")
+        records = Records(session)
         records.attempt({"network": "a CNN", "optimizer": "AdamW"}, fail)
         content = json.loads(records.path.read_text())
-        text, has_failures = summary.summary(content, ended=None)
+        text, has_failures = program.summary(content, ended=None)
         assert has_failures
         assert "FAILED   a CNN, AdamW: ValueError: no such shape" in text
 
@@ -140,16 +140,16 @@ class TestRecords:
 class TestTiming:
     def test_times(self, session, monkeypatch):
         clock = iter(np.cumsum([0, 0.5, 1, 0.1, 1, 0.1, 1, 0.2, 1, 0.3]))
-        monkeypatch.setattr(timing, "perf_counter", lambda: float(next(clock)))
+        monkeypatch.setattr(cost, "perf_counter", lambda: float(next(clock)))
         prepared = []
-        record = timing.timed(session, lambda: None, lambda: prepared.append(None))
+        record = cost.timed(session, lambda: None, lambda: prepared.append(None))
         expected = {"ms": 200, "worst_ms": 300, "steps": 3, "first_s": 0.5}
         assert record == pytest.approx(expected)
         assert len(prepared) == 5
 
     def test_slow_steps_are_repeated_less_often(self):
-        assert timing._repeated(lambda: 4.0, 20, 9.0) == [4.0] * 3
-        assert timing._repeated(lambda: 4.0, 20, 0.0) == [4.0]
+        assert cost._repeated(lambda: 4.0, 20, 9.0) == [4.0] * 3
+        assert cost._repeated(lambda: 4.0, 20, 0.0) == [4.0]
 
     @needs_gpu
     def test_kernels_and_memory_of_a_gpu(self, session):
@@ -161,10 +161,10 @@ class TestTiming:
             torch.add(x, 1, out=y)
             y.copy_(x.exp())
 
-        record = timing.profiled(gpu, step, 2)
+        record = cost.profiled(gpu, step, 2)
         assert (record["kernels"], record["copies"]) == (2, 1)
         assert record["device_ms"] > 0
-        assert timing.transient_bytes(gpu, step) == 4 * x.numel()
+        assert cost.transient_bytes(gpu, step) == 4 * x.numel()
 
     def test_state(self, session):
         model = nn.Linear(3, 5)
@@ -200,7 +200,7 @@ class TestCost:
             prepare()
             counts = [int(record["step"]) for record in optimizer.state.values()]
             looks.append(not counts or counts[0] % stepper.graph_every == 0)
-            stepper.step()
+            stepper.optimizer.step()
         assert looks == [True, False, False, False, True]
 
     def test_gradients_are_restored(self, session):
