@@ -11,7 +11,6 @@ proportion to 1 / width.
 """
 
 import warnings
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -29,58 +28,46 @@ WIDTHS = 64, 128, 256, 512
 STEPS, LR, HEAD, VOCABULARY = 5, 1e-4, 16, 97
 
 
-def _causal(kind: str, **settings: Any) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
+NETWORKS = "gpt2", "llama", "falcon", "gptj", "bloom", "t5"
 
-    names = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, **names, **settings)
+
+def network(name: str, width: int) -> nn.Module:
+    """A network of two layers, with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    heads = width // HEAD
+    gpt = {"n_embd": width, "n_head": heads, "n_layer": 2, "n_positions": 32}
+    by_name: dict[str, dict[str, Any]] = {
+        "gpt2": gpt,
+        "llama": {
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads // 2,
+        },
+        "falcon": {
+            "hidden_size": width,
+            "num_attention_heads": heads,
+            "num_hidden_layers": 2,
+        },
+        "gptj": {**gpt, "rotary_dim": 8},
+        "bloom": {"hidden_size": width, "n_layer": 2, "n_head": heads},
+        "t5": {
+            "d_model": width,
+            "d_ff": 2 * width,
+            "d_kv": HEAD,
+            "num_heads": heads,
+            "num_layers": 2,
+        },
+    }
+    settings = {"vocab_size": VOCABULARY, **by_name[name]}
+    if name == "t5":
+        config = AutoConfig.for_model(name, **settings)
+        return AutoModelForSeq2SeqLM.from_config(config)
+    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    config = AutoConfig.for_model(name, **tokens, **settings)
     return AutoModelForCausalLM.from_config(config)
-
-
-def gpt2(width: int) -> nn.Module:
-    sizes = {"n_embd": width, "n_head": width // HEAD, "n_layer": 2, "n_positions": 32}
-    return _causal("gpt2", **sizes)
-
-
-def gptj(width: int) -> nn.Module:
-    sizes = {"n_embd": width, "n_head": width // HEAD, "n_layer": 2, "n_positions": 32}
-    return _causal("gptj", rotary_dim=8, **sizes)
-
-
-def llama(width: int) -> nn.Module:
-    heads = width // HEAD
-    return _causal(
-        "llama",
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-    )
-
-
-def falcon(width: int) -> nn.Module:
-    heads = width // HEAD
-    sizes = {"hidden_size": width, "num_attention_heads": heads}
-    return _causal("falcon", num_hidden_layers=2, **sizes)
-
-
-def bloom(width: int) -> nn.Module:
-    return _causal("bloom", hidden_size=width, n_layer=2, n_head=width // HEAD)
-
-
-def t5(width: int) -> nn.Module:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    sizes: dict[str, Any] = {"d_model": width, "d_ff": 2 * width}
-    sizes["num_heads"] = width // HEAD
-    config = T5Config(vocab_size=VOCABULARY, d_kv=HEAD, num_layers=2, **sizes)
-    return T5ForConditionalGeneration(config)
-
-
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    each.__name__: each for each in (gpt2, llama, falcon, gptj, bloom, t5)
-}
 
 
 def inputs_of(name: str, seed: int) -> dict[str, torch.Tensor]:
@@ -96,7 +83,7 @@ def inputs_of(name: str, seed: int) -> dict[str, torch.Tensor]:
 def change_of_logits(name: str, width: int, seed: int, is_mup: bool) -> float:
     """Root mean square of the changes that `STEPS` steps make."""
     torch.manual_seed(seed)
-    model: Any = NETWORKS[name](width).eval()  # without dropout
+    model: Any = network(name, width).eval()  # without dropout
     if name != "t5":  # muP's initial weights; T5 scales its logits itself
         scale = REFERENCE_WIDTH / width if model.config.tie_word_embeddings else 0.0
         with torch.no_grad():

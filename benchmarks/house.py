@@ -8,12 +8,16 @@ of ngopt that one step of the default calls.
 
 import argparse
 import ast
+import sys
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from types import CodeType
 
+import torch
 from radon.complexity import cc_visit
+from torch import nn
 
 from benchmarks.imports import (
     Arrow,
@@ -23,12 +27,14 @@ from benchmarks.imports import (
     modules_in,
 )
 from benchmarks.records import Record, table
-from benchmarks.walk import functions_of_a_step
+from ngopt import NGOptimizer
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = "ngopt harness tasks meta_train benchmarks examples tests".split()
 MAXIMUM_LINES = 400
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+STEPS = 20
+COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -90,6 +96,40 @@ def print_structure() -> None:
         print("circle:", *circle)
     for module, target in forbidden_arrows(arrows):
         print(f"forbidden: {module} imports {target}")
+
+
+def functions_of_a_step() -> list[tuple[str, str]]:
+    """File and name of every function of ngopt that the 20th step calls, in order.
+
+    The network is a small MLP with a LayerNorm on the CPU, with `total_steps`.
+    Comprehensions and generator expressions count as part of the function around them,
+    lambdas as functions.
+    """
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 1)
+    )
+    optimizer = NGOptimizer(network.named_parameters(), total_steps=100)
+    inputs, targets = torch.randn(32, 8), torch.randn(32, 1)
+    codes: dict[CodeType, None] = {}  # in order of the first call
+
+    def record(frame, event: str, argument) -> None:
+        if event == "call":
+            codes.setdefault(frame.f_code)
+
+    for step in range(1, STEPS + 1):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(network(inputs), targets).backward()
+        if step == STEPS:
+            sys.setprofile(record)
+        optimizer.step()
+        sys.setprofile(None)
+    functions = []
+    for code in codes:
+        path = Path(code.co_filename)
+        if path.is_relative_to(ROOT / "ngopt") and code.co_name not in COMPREHENSIONS:
+            functions.append((str(path.relative_to(ROOT)), code.co_qualname))
+    return functions
 
 
 def main() -> None:

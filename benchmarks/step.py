@@ -15,7 +15,7 @@ is counted by `benchmarks.launches`.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -175,21 +175,13 @@ def main(arguments: list[str] | None = None) -> None:
             name, options.weights, threads, options.steps, options.skip
         )
         write(options.output, **tables)
-    for record in measured(options.networks, options.weights, options.threads):
-        tables["networks"].append(record)
-        write(options.output, **tables)
-    print("\n\n".join(table(records) for records in tables.values() if records))
-
-
-def measured(
-    networks: Iterable[str], weights: Iterable[str], threads: Iterable[int]
-) -> Iterator[Record]:
-    """Records of networks, weights and threads, each from a new process."""
+    cases = product(options.networks, options.weights, options.threads)
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        cases = product(networks, weights, threads)
         tasks = [pool.apply_async(network_steps, case) for case in cases]
         for task in tqdm(tasks, unit="network", disable=not tasks):
-            yield task.get()
+            tables["networks"].append(task.get())
+            write(options.output, **tables)
+    print("\n\n".join(table(records) for records in tables.values() if records))
 
 
 if __name__ == "__main__":

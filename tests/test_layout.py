@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.house import functions_of_a_step
 from benchmarks.imports import (
     MAY_IMPORT,
     Arrow,
@@ -14,7 +15,6 @@ from benchmarks.imports import (
     modules_in,
     package_of,
 )
-from benchmarks.walk import functions_of_a_step
 from tests.interpreters import printed
 
 ROOT = Path(__file__).parent.parent
