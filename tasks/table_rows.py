@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from tasks import classify, edit, predict, represent
@@ -83,38 +82,14 @@ def _changed(table: Table, **changes: Any) -> Table:
     return replace(table, rows=tuple(rows))
 
 
-_classified = partial(
-    Table, classify.Config, classify.Classification, {"accuracy": 100}
-)
-_predicted = partial(Table, predict.Config, predict.Prediction, {"tau": 1, "r2": 1})
+def _classified(*rows: Row) -> Table:
+    return Table(classify.Config, classify.Classification, {"accuracy": 100}, rows)
 
-CLASSIFY = _classified(
-    (
-        *_baselines("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
-        *_with_probes("ng-gnn", 0, 64),
-        # with three it makes too few steps in the same time
-        *_with_probes("ng-t", 0, 64, layers=2),
-        _ours("ng-gnn, permutations alone", symmetry=False),
-    )
-)
-PROBES = _classified(
-    (
-        *_baselines("probegen"),
-        *_with_probes("ng-gnn", 0, 4, 16, 64),
-        _two_headed("ng-gnn"),
-        *_with_probes("ng-t", 64, layers=2),
-        _two_headed("ng-t", layers=2),
-        _two_headed("ng-gnn", in_stages=True),
-        _two_headed("ng-t", in_stages=True, layers=2),
-        _ours("ng-gnn, no positions", sizes={"positions": False}),
-        _ours("ng-gnn, no activations", sizes={"activations": False}),
-    )
-)
-SIZES = _classified(
-    tuple(
-        _ours(f"{n:,} networks", probes=64, limit=n) for n in (1000, 2500, 5000, 10_000)
-    )
-)
+
+def _predicted(*rows: Row) -> Table:
+    return Table(predict.Config, predict.Prediction, {"tau": 1, "r2": 1}, rows)
+
+
 EDIT = Table(
     edit.Config,
     edit.Editing,
@@ -126,9 +101,41 @@ EDIT = Table(
         _ours("ng-gnn, 64 probes, 8 outputs", probes=64, outputs=8),
     ),
 )
-CONTRAST = _changed(EDIT, edit="contrast")
-SMALL = _predicted(
-    (
+WILD = _predicted(
+    *_baselines("statnn", "dmc", "probegen", symmetry=False),
+    *_with_probes("ng-gnn", 0, 16, scales=True),
+    _two_headed("ng-gnn", in_stages=True, scales=True),
+    *_with_probes("ng-t", 0, scales=True),
+    _ours("ng-gnn, no activations", sizes={"activations": False, "scales": True}),
+)
+TABLES: dict[str, Table] = {
+    "classify": _classified(
+        *_baselines("mlp", "set", "statnn", "nfn-hnp", "nfn-np", "dwsnet", "probegen"),
+        *_with_probes("ng-gnn", 0, 64),
+        # with three it makes too few steps in the same time
+        *_with_probes("ng-t", 0, 64, layers=2),
+        _ours("ng-gnn, permutations alone", symmetry=False),
+    ),
+    "probes": _classified(
+        *_baselines("probegen"),
+        *_with_probes("ng-gnn", 0, 4, 16, 64),
+        _two_headed("ng-gnn"),
+        *_with_probes("ng-t", 64, layers=2),
+        _two_headed("ng-t", layers=2),
+        _two_headed("ng-gnn", in_stages=True),
+        _two_headed("ng-t", in_stages=True, layers=2),
+        _ours("ng-gnn, no positions", sizes={"positions": False}),
+        _ours("ng-gnn, no activations", sizes={"activations": False}),
+    ),
+    "sizes": _classified(
+        *(
+            _ours(f"{n:,} networks", probes=64, limit=n)
+            for n in (1000, 2500, 5000, 10_000)
+        )
+    ),
+    "edit": EDIT,
+    "edit-contrast": _changed(EDIT, edit="contrast"),
+    "predict-small": _predicted(
         *_baselines("statnn", "nfn-np", "nfn-hnp", "dmc", "probegen", symmetry=False),
         *_with_probes("ng-gnn", 0, 16, scales=True),
         # with 16 its score on validation is lower without dropout
@@ -137,50 +144,30 @@ SMALL = _predicted(
         _two_headed("ng-gnn", in_stages=True, scales=True),
         _ours("ng-gnn, no positions", sizes={"positions": False, "scales": True}),
         *_with_probes("ng-t", 0, scales=True),
-    )
-)
-WILD = _predicted(
-    (
-        *_baselines("statnn", "dmc", "probegen", symmetry=False),
-        *_with_probes("ng-gnn", 0, 16, scales=True),
-        _two_headed("ng-gnn", in_stages=True, scales=True),
-        *_with_probes("ng-t", 0, scales=True),
-        _ours("ng-gnn, no activations", sizes={"activations": False, "scales": True}),
-    )
-)
-# Layers of Wild Park have 4, 8, 16 or 32 channels: the widest are kept for the test.
-NARROW = _changed(WILD, widest=16)
-DIVERSE = Table(
-    predict.Config,
-    predict.Prediction,
-    {"r2": 1, "tau": 1},
-    (
-        *_baselines("set", "dmc", "statnn", "probegen", symmetry=False),
-        # with three it makes too few steps in the same time
-        *_with_probes("gmn", 0, layers=2, scales=True),
-        _two_headed("gmn", layers=2, scales=True),
-        _two_headed("gmn", in_stages=True, layers=2, scales=True),
     ),
-)
-REPRESENT = Table(
-    represent.Config,
-    represent.Representation,
-    {"mse": 1, "accuracy": 100},
-    (
-        *_baselines("mlp", "set", "nfn-np", "dwsnet"),
-        *_with_probes("ng-gnn", 0),
-        *_with_probes("gmn", 0),
-    ),
-)
-TABLES: dict[str, Table] = {
-    "classify": CLASSIFY,
-    "probes": PROBES,
-    "sizes": SIZES,
-    "edit": EDIT,
-    "edit-contrast": CONTRAST,
-    "predict-small": SMALL,
     "predict-wild": WILD,
-    "predict-narrow": NARROW,
-    "predict-diverse": DIVERSE,
-    "represent": REPRESENT,
+    # Wild Park has layers of 4, 8, 16 or 32 channels: the widest are kept for the test
+    "predict-narrow": _changed(WILD, widest=16),
+    "predict-diverse": Table(
+        predict.Config,
+        predict.Prediction,
+        {"r2": 1, "tau": 1},
+        (
+            *_baselines("set", "dmc", "statnn", "probegen", symmetry=False),
+            # with three it makes too few steps in the same time
+            *_with_probes("gmn", 0, layers=2, scales=True),
+            _two_headed("gmn", layers=2, scales=True),
+            _two_headed("gmn", in_stages=True, layers=2, scales=True),
+        ),
+    ),
+    "represent": Table(
+        represent.Config,
+        represent.Representation,
+        {"mse": 1, "accuracy": 100},
+        (
+            *_baselines("mlp", "set", "nfn-np", "dwsnet"),
+            *_with_probes("ng-gnn", 0),
+            *_with_probes("gmn", 0),
+        ),
+    ),
 }
