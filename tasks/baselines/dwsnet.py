@@ -8,18 +8,18 @@ layers are left out.
 
 from dataclasses import dataclass
 
-from tasks.baselines.equivariant import EquivariantConfig, EquivariantModel
+from tasks.baselines.nfn import NFNHNP, NFNConfig
 
 
 @dataclass(frozen=True)
-class DWSNetConfig(EquivariantConfig):
+class DWSNetConfig(NFNConfig):
     """Defaults as in the paper's experiments on INRs."""
 
     layers: int = 4
     head: tuple[int, ...] = ()
 
 
-class DWSNet(EquivariantModel):
+class DWSNet(NFNHNP):
     """The baseline "dwsnet", with a linear head on pooled features."""
 
     name = "dwsnet"

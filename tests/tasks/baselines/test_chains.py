@@ -9,8 +9,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from tasks.baselines.chains import Chain
-from tasks.baselines.equivariant import EquivariantConfig
-from tasks.baselines.nfn import NFNHNP, NFNNP
+from tasks.baselines.nfn import NFNHNP, NFNNP, NFNConfig
 from tasks.networks.architectures import NetworkStack
 from tests.equivariance import permute
 from tests.networks import FromFunction
@@ -70,7 +69,7 @@ def test_one_layer_spans_all_affine_maps_that_commute_with_permutations(model, m
     architecture = make()
     counts = torch.tensor(list(fixed_elements(architecture.graph, MODELS[model])))
     expected = counts.double().square().mean() + counts.double().mean()
-    layer = model([architecture], 1, EquivariantConfig(layers=1), edits=True).double()
+    layer = model([architecture], 1, NFNConfig(layers=1), edits=True).double()
     assert torch.linalg.matrix_rank(maps_of(layer, architecture), atol=1e-9) == expected
 
 
