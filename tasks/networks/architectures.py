@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from harness.errors import prefixed_errors
+from harness.settings import check_setting
 from ngopt.graph import NeuralGraph, build_graph, canonical
 from tasks.networks.cnn import CNN
 from tasks.networks.deep_sets import DeepSets
@@ -127,10 +128,8 @@ def make_module(description: Mapping[str, Any], **options: Any) -> InputNetwork:
     """
     arguments = {**description, **options}
     kind = arguments.pop("kind", None)
-    if kind not in KINDS:
-        raise ValueError(
-            f"architecture: kind: expected one of {', '.join(KINDS)}; got {kind!r}"
-        )
+    expected = f"one of {', '.join(KINDS)}"
+    check_setting(kind in KINDS, "architecture: kind", expected, repr(kind))
     try:
         return KINDS[kind](**arguments)
     except TypeError as error:

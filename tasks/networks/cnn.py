@@ -8,7 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.networks.classifier import (
+from harness.settings import check_setting
+from tasks.networks.input_network import (
     CLASSES,
     Classifier,
     NeuronDropout,
@@ -50,16 +51,12 @@ class CNNConfig:
         count = len(self.channels) - 1
         for name in ("kernels", "strides", "paddings", "activations", "skips"):
             length = len(getattr(self, name))
-            if length != count:
-                raise ValueError(
-                    f"architecture: {name}: expected {count} entries; got {length}"
-                )
+            key = f"architecture: {name}"
+            check_setting(length == count, key, f"{count} entries", length)
         for index, source in enumerate(self.skips):
-            if source is not None and not 0 <= source < index:
-                raise ValueError(
-                    f"architecture: skips: expected None or an earlier layer "
-                    f"for layer {index}; got {source}"
-                )
+            is_valid = source is None or 0 <= source < index
+            expected = f"None or an earlier layer for layer {index}"
+            check_setting(is_valid, "architecture: skips", expected, source)
 
 
 def cnn_description(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.networks.classifier import (
+from tasks.networks.input_network import (
     CLASSES,
     IMAGE_SIDE,
     Classifier,

@@ -5,7 +5,8 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from tasks.networks.classifier import (
+from harness.settings import check_setting
+from tasks.networks.input_network import (
     CLASSES,
     IMAGE_SIDE,
     Classifier,
@@ -72,11 +73,8 @@ class ViT(Classifier):
         dropout: float = 0.0,
     ):
         super().__init__(channels)
-        if width % heads:
-            raise ValueError(
-                f"architecture: width: expected a multiple of {heads} heads; "
-                f"got {width}"
-            )
+        expected = f"a multiple of {heads} heads"
+        check_setting(width % heads == 0, "architecture: width", expected, width)
         self.patch = nn.Conv2d(channels, width, patch, patch)
         self.places = nn.Parameter(
             0.02 * torch.randn((IMAGE_SIDE // patch) ** 2, width)

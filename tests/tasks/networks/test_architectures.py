@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tasks.networks.architectures import NetworkStack, architecture_of, make_module
-from tasks.networks.classifier import ACTIVATIONS
 from tasks.networks.cnn import cnn_description
+from tasks.networks.input_network import ACTIVATIONS
 from tasks.networks.siren import FREQUENCY, Siren
 from tasks.shards import Networks
 from tests.automorphisms import automorphisms, count_automorphisms

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tasks.networks.classifier import NeuronDropout
+from tasks.networks.input_network import NeuronDropout
 
 
 def test_dropout_drops_whole_neurons_and_scales_the_others():
