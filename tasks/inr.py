@@ -32,7 +32,6 @@ from tasks.sources.signals import MIDDLE, SINES, Signals, load_signals
 PROGRAM = "tasks.inr fit"
 # SIRENs that are fitted in one call, whose activations stay in a core's caches.
 FITS_AT_ONCE = 16
-QUALITY = ("psnr",)
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,6 @@ def errors(params: Sequence[Tensor], points: Tensor, targets: Tensor) -> Tensor:
     return (render(params, points) - targets).square().mean((1, 2))
 
 
-def counts(config: FitConfig) -> dict[str, int]:
-    """Fits of every split. With views, all its signals are fitted, then all again."""
-    signals = signal_counts(config)
-    return {**signals, "train": config.views * signals["train"]}
-
-
 def signal_counts(config: FitConfig) -> dict[str, int]:
     return {split: getattr(config, split) for split in SPLITS}
 
@@ -147,8 +140,10 @@ def load(config: FitConfig) -> dict[str, Signals]:
 
 def fit_rank(config: FitConfig) -> None:
     shard = partial(make, config=config, signals=load(config))
-    wanted = jobs(counts(config), config.shard)
-    make_shards(folder_of(config, PROGRAM), wanted, shard, QUALITY)
+    # with views, all signals for training are fitted, then all again
+    counts = {**signal_counts(config), "train": config.views * config.train}
+    wanted = jobs(counts, config.shard)
+    make_shards(folder_of(config, PROGRAM), wanted, shard, quality=["psnr"])
 
 
 def show(config: ShowConfig) -> None:

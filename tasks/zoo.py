@@ -44,7 +44,6 @@ from tasks.sources.zoo_recipes import (
 )
 
 PROGRAM = "tasks.zoo train"
-QUALITY = ("accuracy",)
 # Of the runs; the rest is for training.
 SHARES = {"validation": 0.1, "test": 0.2}
 GRAY_MOMENTS = (0.4733,), (0.2394,)
@@ -163,7 +162,7 @@ def train_all(config: TrainConfig) -> None:
 def train_rank(config: TrainConfig) -> None:
     make = partial(make_shard, config=config, data=load_images(config))
     wanted = jobs(counts(config.runs), config.shard)
-    make_shards(folder_of(config, PROGRAM), wanted, make, QUALITY)
+    make_shards(folder_of(config, PROGRAM), wanted, make, quality=["accuracy"])
 
 
 def load_images(config: TrainConfig) -> ImageDataset:

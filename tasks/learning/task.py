@@ -7,14 +7,14 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.files import write_json
 from harness.image_datasets import batch_indices
 from harness.random import seeded
 from harness.settings import check_counts, check_setting, named_settings
 from tasks.learning.catalogue import make_model
-from tasks.learning.training import Progress, Trainable, Trainer, TrainingConfig
+from tasks.learning.training import Trainable, Trainer, TrainingConfig
 from tasks.models.base import NetworkModel, compile_steps
 from tasks.networks.architectures import NetworkStack
 
@@ -103,11 +103,9 @@ class NetworkTask(Trainable, Generic[Config]):
         if config.probes:
             sizes["probes"] = config.probes
         architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
-        if config.compiled and len(architectures) > 1:
-            raise ValueError(
-                "compiled: expected networks of one architecture; "
-                f"got {len(architectures)} architectures. Leave out --compiled."
-            )
+        is_valid = not config.compiled or len(architectures) <= 1
+        got = f"{len(architectures)} architectures. Leave out --compiled."
+        check_setting(is_valid, "compiled", "networks of one architecture", got)
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
         model.fit(map(self.prepared, stacks))
@@ -129,7 +127,7 @@ class NetworkTask(Trainable, Generic[Config]):
 
 
 def run_task(config: Config, make: Callable[[Config], NetworkTask[Config]]) -> None:
-    """Trains and evaluates a task, and writes its results."""
+    """Trains and evaluates a task, writes `result.json` and prints the figures."""
     task = make(config)
     settings = named_settings(config, IRRELEVANT)
     trainer = Trainer(task, config.training, Path(config.folder), settings)
@@ -137,18 +135,9 @@ def run_task(config: Config, make: Callable[[Config], NetworkTask[Config]]) -> N
     task.model.eval()
     with torch.no_grad():
         results = task.results()
-    report(config, task.model, trainer.progress, results)
-
-
-def report(
-    config: TaskConfig,
-    model: nn.Module,
-    progress: Progress,
-    results: Mapping[str, float],
-) -> None:
-    """Writes `result.json` and prints the figures."""
+    progress = trainer.progress
     speed = progress.counted * config.training.batch / progress.seconds
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in task.model.parameters())
     result = {
         "config": asdict(config),
         "parameters": parameters,

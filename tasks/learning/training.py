@@ -127,7 +127,15 @@ class Trainer(ResumableTrainer):
     ):
         super().__init__(Checkpoint(folder, {**settings, **asdict(config)}), Ranks())
         self.model, self.task, self.config = task.model, task, config
-        self.optimizer = _optimizer(task.model, config)
+        if config.trainer == "ngopt":  # with a decay of its own
+            self.optimizer = NGOptimizer(self.model.named_parameters())
+        else:
+            self.optimizer = torch.optim.AdamW(
+                self.model.parameters(),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
         self.progress = Progress()
         self._stage_steps = 0  # in this process
 
@@ -247,11 +255,3 @@ def rate_factor(share: float) -> float:
     if share < WARMUP:
         return max(share, 1e-3) / WARMUP
     return half_cosine(min(1.0, (share - WARMUP) / (1 - WARMUP)))
-
-
-def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    if config.trainer == "ngopt":
-        return NGOptimizer(model.named_parameters())  # with a decay of its own
-    return torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
