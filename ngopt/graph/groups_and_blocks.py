@@ -66,6 +66,12 @@ class View:
     def numel(self) -> int:
         return prod(self.shape)
 
+    @property
+    def last(self) -> int:
+        """The position of its last element."""
+        ends = zip(self.shape, self.strides, strict=True)
+        return self.offset + sum((n - 1) * stride for n, stride in ends)
+
     def is_whole(self, spec: ParameterSpec) -> bool:
         """Whether the view is the parameter in its own order."""
         is_contiguous = self == View.whole(self.parameter, self.shape)

@@ -320,7 +320,7 @@ def with_unused_rows(
             axes = len(block.shape)
             spec = specs[view.parameter]
             for wider in _wider(spec, view, axes):
-                is_whole = wider.numel == spec.numel > view.numel
+                is_whole = wider.numel == spec.numel == wider.last + 1 > view.numel
                 if is_whole and count_elements(wider, spec.numel) == spec.numel:
                     view = wider
                     break

@@ -70,3 +70,16 @@ def test_rows_that_do_different_things_are_not_joined():
     places = edges_with(graph, "table") + biases_with(graph, "table")
     assert {b.kind for b in places} == {"scale", "shift", "other"}
     assert {b.view.numel for b in places} == {8}
+
+
+def test_elements_of_all_rows_at_a_step_are_no_row():
+    model = FromFunction(
+        lambda m, x: m.first(x) + m.table.flatten()[::3],
+        first=(5, 4),
+        table=parameter(3, 4),
+    )
+    graph = build_graph(model, torch.randn(2, 5))
+    assert unconnected(graph) == []
+    (block,) = [b for b in biases_with(graph, "table") if b.view.strides == (3,)]
+    assert block.view.numel == 4
+    assert_inverse(graph, random_values(graph))
