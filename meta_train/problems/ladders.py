@@ -4,7 +4,7 @@ A cell differs from the base of its family in one of these. Names of cells are
 "ladder-<family>", the base, and "ladder-<family>-<axis>-<value>".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,7 @@ from meta_train.problems.situations.initialization import he_normal, orthogonal_
 from meta_train.problems.supervised import Data, SupervisedProblem, classify
 from meta_train.problems.text import TEXT_32, VOCABULARY
 
-WIDTH, DEPTH, STEPS, BATCH = AXES = "width", "depth", "steps", "batch"
-DEPTHS = 2, 4, 8, 16, 32
+AXES = "width", "depth", "steps", "batch"
 HORIZONS = 100, 300, 1000, 3000
 
 
@@ -28,35 +27,29 @@ class Family:
     """Networks of one kind on one data set.
 
     network: makes one of a width and a depth.
-    rungs: values of each axis, ascending.
+    widths, batches, depths, horizons: values of each axis, ascending; the second is the
+        base's.
     """
 
     data: Data
     network: Callable[[int, int], nn.Module]
-    rungs: Mapping[str, tuple[int, ...]]
+    widths: tuple[int, ...] = (16, 64, 256)
+    batches: tuple[int, ...] = (16, 64, 256)
+    depths: tuple[int, ...] = (2, 4, 8, 16, 32)
+    horizons: tuple[int, ...] = HORIZONS
 
     @property
-    def base(self) -> dict[str, int]:
-        """The second value of each axis, which the other ladders have."""
-        return {axis: values[1] for axis, values in self.rungs.items()}
+    def rungs(self) -> dict[str, tuple[int, ...]]:
+        """The values of each axis."""
+        values = self.widths, self.depths, self.horizons, self.batches
+        return dict(zip(AXES, values, strict=True))
 
-    def problem(self, values: Mapping[str, int]) -> SupervisedProblem:
-        """The problem with these values, those of the base elsewhere."""
-        cell = {**self.base, **values}
-        network = self.network, cell[WIDTH], cell[DEPTH]
-        return classify(self.data, cell[BATCH], cell[STEPS], *network)
-
-
-def family(
-    data: Data,
-    network: Callable[[int, int], nn.Module],
-    widths: tuple[int, ...] = (16, 64, 256),
-    batches: tuple[int, ...] = (16, 64, 256),
-    depths: tuple[int, ...] = DEPTHS,
-    horizons: tuple[int, ...] = HORIZONS,
-) -> Family:
-    rungs = {WIDTH: widths, DEPTH: depths, STEPS: horizons, BATCH: batches}
-    return Family(data, network, rungs)
+    def problem(self, axis: str, value: int) -> SupervisedProblem:
+        """The problem with this value, those of the base elsewhere."""
+        cell = {name: values[1] for name, values in self.rungs.items()}
+        cell[axis] = value
+        network = self.network, cell["width"], cell["depth"]
+        return classify(self.data, cell["batch"], cell["steps"], *network)
 
 
 def tanh_mlp(width: int, depth: int) -> nn.Module:
@@ -68,17 +61,17 @@ def kaiming_cnn(width: int, depth: int) -> nn.Module:
 
 
 FAMILIES = {
-    "mlp": family(FASHION_14, tanh_mlp, horizons=(*HORIZONS, 30_000)),
-    "resmlp": family(FASHION_14, partial(PreNormMlp, 196, 10)),
-    "cnn": family(CIFAR_16, kaiming_cnn, (8, 32, 128)),
-    "cnn-bn": family(CIFAR_16, partial(even_cnn, 3, norm=nn.BatchNorm2d), (8, 32, 128)),
-    "gpt": family(
+    "mlp": Family(FASHION_14, tanh_mlp, horizons=(*HORIZONS, 30_000)),
+    "resmlp": Family(FASHION_14, partial(PreNormMlp, 196, 10)),
+    "cnn": Family(CIFAR_16, kaiming_cnn, (8, 32, 128)),
+    "cnn-bn": Family(CIFAR_16, partial(even_cnn, 3, norm=nn.BatchNorm2d), (8, 32, 128)),
+    "gpt": Family(
         TEXT_32,
         lambda width, depth: Gpt(VOCABULARY, 32, width, 4, depth),
         batches=(4, 16, 64),
     ),
-    "vit": family(FASHION, lambda width, depth: Vit(1, 28, 7, width, 4, depth)),
-    "lstm": family(
+    "vit": Family(FASHION, lambda width, depth: Vit(1, 28, 7, width, 4, depth)),
+    "lstm": Family(
         TEXT_32,
         lambda width, depth: CharacterRnn(nn.LSTM, VOCABULARY, 32, width, depth),
         batches=(4, 16, 64),
@@ -89,21 +82,14 @@ FAMILIES = {
 
 def ladder(name: str, axis: str) -> dict[int, str]:
     """Names of the cells of a family, by their values of an axis."""
-    chosen = FAMILIES[name]
-    cells = {}
-    for value in chosen.rungs[axis]:
-        is_base = value == chosen.base[axis]
-        cells[value] = f"ladder-{name}" + f"-{axis}-{value}" * (not is_base)
-    return cells
+    values = FAMILIES[name].rungs[axis]
+    cells = {value: f"ladder-{name}-{axis}-{value}" for value in values}
+    return cells | {values[1]: f"ladder-{name}"}
 
 
-def _all_cells() -> dict[str, SupervisedProblem]:
-    cells = {}
-    for name, each in FAMILIES.items():
-        for axis in AXES:
-            for value, cell in ladder(name, axis).items():
-                cells[cell] = each.problem({axis: value})
-    return cells
-
-
-LADDERS = _all_cells()
+LADDERS = {
+    cell: family.problem(axis, value)
+    for name, family in FAMILIES.items()
+    for axis in AXES
+    for value, cell in ladder(name, axis).items()
+}
