@@ -68,13 +68,13 @@ from meta_train.problems.supervised import (
     CONTRAST,
     PREDICT_QUANTILES,
     RECONSTRUCT,
-    REGRESS,
     VARIATIONAL,
     Batch,
     SupervisedProblem,
     classify,
     maker,
     named,
+    regress,
 )
 from meta_train.problems.text import (
     TEXT_32,
@@ -126,7 +126,6 @@ def _choice(count: int) -> int:
     return int(torch.randint(count, ()).item())
 
 
-regress = maker(SupervisedProblem, REGRESS)
 reconstruct = maker(SupervisedProblem, RECONSTRUCT)
 encode = maker(SupervisedProblem, VARIATIONAL)
 contrast = maker(SupervisedProblem, CONTRAST)
@@ -155,7 +154,7 @@ _DEVELOPMENT = {
         lambda: pixels("mnist"), 128, 1000, autoencoder, (784, 128, 64, 16), (1, 28, 28)
     ),
     "siren-slopes": regress(
-        partial(picture_slopes, 23), None, 1000, SirenSlopes, (2, 28, 28, 1)
+        partial(picture_slopes, "cifar10", 23), None, 1000, SirenSlopes, (2, 28, 28, 1)
     ),
     "mixer-c16": classify(CIFAR_16, 64, 600, Mixer, 3, 16, 4, 48, 2),
 }
@@ -179,7 +178,9 @@ _META_VALIDATION = {
     "autoencoder-conv-fm28": reconstruct(
         lambda: pixels("fashion-mnist"), 64, 500, convolutional_autoencoder, (8, 16), 16
     ),
-    "siren-rgb": regress(partial(picture, 11), None, 1000, Siren, (2, 64, 64, 3)),
+    "siren-rgb": regress(
+        partial(picture, "cifar10", first=11), None, 1000, Siren, (2, 64, 64, 3)
+    ),
 }
 
 # Measured once, at the end; nothing is chosen on them. The first ten are of families

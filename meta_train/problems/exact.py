@@ -5,20 +5,27 @@ residuals and are evaluated on their solution.
 """
 
 from functools import cache, partial
-from math import isqrt, pi
+from math import pi
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.random import seeded
-from meta_train.problems import supervised
-from meta_train.problems.images import picture, pixels, pooled_splits
+from meta_train.problems.images import picture, pixels
 from meta_train.problems.networks.dense import Siren, autoencoder, mlp
 from meta_train.problems.situations import equations, generated
 from meta_train.problems.situations.equations import Equation, Solver
-from meta_train.problems.supervised import Batch, Data, Examples, Splits, on_itself
-from tasks.networks.siren import pixel_grid
+from meta_train.problems.supervised import (
+    Batch,
+    Data,
+    Examples,
+    Splits,
+    SupervisedProblem,
+    on_batches,
+    on_itself,
+    regress,
+)
 
 POINTS = 512  # of a sound or of distances
 # Five cycles per image (Tancik et al. 2020 use 10 for images of 512 pixels a side).
@@ -33,28 +40,11 @@ def few(data: Data, count: int) -> Data:
     return lambda: Splits(*[Examples(count, data().validation.batch)] * 3)
 
 
-@cache
-def mosaic(name: str, pool: int, count: int = 1) -> Splits:
-    """Pixels (n, channels) in [-1, 1] as a function of coordinates (n, 2).
-
-    count: number of training images that fill a square, the first ones.
-    pool: kernel size of average pooling.
-    """
-    images = pooled_splits(name, pool, gray=False)[0].images[:count]
-    squares = images.unflatten(0, (isqrt(count), -1))  # (rows, columns, c, h, w)
-    image = squares.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    values = image.flatten(1).mT.float() / 127.5 - 1
-    return on_itself(pixel_grid(*image.shape[1:]), values)
-
-
-def featured(data: Data) -> Data:
+@on_batches
+def featured(points: Tensor, values: Tensor) -> Batch:
     """Random Fourier features (n, 128) in place of coordinates (Tancik et al. 2020)."""
-
-    def expand(points: Tensor, values: Tensor) -> Batch:
-        angles = points @ FEATURES
-        return torch.cat([angles.sin(), angles.cos()], 1), values
-
-    return lambda: data().map(expand)
+    angles = points @ FEATURES
+    return torch.cat([angles.sin(), angles.cos()], 1), values
 
 
 @cache
@@ -85,23 +75,20 @@ def collocation(equation: Equation) -> Splits:
     return solved._replace(train=train)
 
 
-regress = supervised.maker(supervised.SupervisedProblem, supervised.REGRESS)
-
-
-def fit(data: Data, *network: Any, **settings: Any) -> supervised.SupervisedProblem:
+def fit(data: Data, *network: Any, **settings: Any) -> SupervisedProblem:
     """network: a function or class, followed by its arguments."""
     return regress(data, None, 300, *network, **settings)
 
 
-def solve(equation: Equation) -> supervised.SupervisedProblem:
+def solve(equation: Equation) -> SupervisedProblem:
     """A physics-informed network at fixed points."""
     return fit(partial(collocation, equation), Solver, equation, (32, 32))
 
 
-IMAGE_28 = partial(mosaic, "fashion-mnist", 1)
-IMAGE_14 = partial(mosaic, "fashion-mnist", 2)
-COLOURS_32 = partial(picture, 11)
-COLOURS_64 = partial(mosaic, "cifar10", 1, 4)
+IMAGE_28 = partial(picture, "fashion-mnist")
+IMAGE_14 = partial(picture, "fashion-mnist", 2)
+COLOURS_32 = partial(picture, "cifar10", first=11)
+COLOURS_64 = partial(picture, "cifar10", count=4)
 PIXELS_14 = few(partial(pixels, "fashion-mnist", 2), 16)
 
 EXACT = {

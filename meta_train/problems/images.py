@@ -2,14 +2,21 @@
 
 from dataclasses import replace
 from functools import cache, partial
-from math import pi
+from math import isqrt, pi
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.image_datasets import Split, load_dataset
-from meta_train.problems.supervised import Batch, Data, Examples, Splits, on_itself
+from meta_train.problems.supervised import (
+    Batch,
+    Data,
+    Examples,
+    Splits,
+    on_batches,
+    on_itself,
+)
 from tasks.networks.siren import pixel_grid
 
 NOISE = 0.5  # standard deviation of `noisy` images, of normalised pixels
@@ -59,30 +66,24 @@ def pixels(name: str, pool: int = 1) -> Splits:
     return Splits(*examples).map(lambda pixels, labels: (pixels, pixels))
 
 
-def noisy(data: Data) -> Data:
+@on_batches
+def noisy(images: Tensor, labels: Tensor) -> Batch:
     """Images with normal noise; the targets are the images without noise."""
-
-    def add_noise(images: Tensor, labels: Tensor) -> Batch:
-        return images + NOISE * torch.randn_like(images), images
-
-    return lambda: data().map(add_noise)
+    return images + NOISE * torch.randn_like(images), images
 
 
-def diffused(data: Data) -> Data:
+@on_batches
+def diffused(images: Tensor, labels: Tensor) -> Batch:
     """Images mixed with normal noise at random levels; the targets are the noise.
 
     Keeps the variance by a cosine schedule (Nichol and Dhariwal 2021).
 
     inputs: mixtures (b, channels, height, width) and levels (b, 1) in [0, 1]
     """
-
-    def diffuse(images: Tensor, labels: Tensor) -> Batch:
-        noise = torch.randn_like(images)
-        levels = torch.rand(len(images), 1)
-        angles = 0.5 * pi * levels[..., None, None]
-        return (angles.cos() * images + angles.sin() * noise, levels), noise
-
-    return lambda: data().map(diffuse)
+    noise = torch.randn_like(images)
+    levels = torch.rand(len(images), 1)
+    angles = 0.5 * pi * levels[..., None, None]
+    return (angles.cos() * images + angles.sin() * noise, levels), noise
 
 
 def brightest_pixels(data: Data, count: int) -> Data:
@@ -97,35 +98,36 @@ def brightest_pixels(data: Data, count: int) -> Data:
     return lambda: data().map(as_points)
 
 
-def lower_brightness(data: Data) -> Data:
+@on_batches
+def lower_brightness(images: Tensor, labels: Tensor) -> Batch:
     """Predicts the mean of the lower half of 7x7 pixels from the upper half.
 
     inputs: the upper four rows, (b, 28); targets: (b, 1)
     """
-
-    def halves(images: Tensor, labels: Tensor) -> Batch:
-        upper, lower = images.flatten(1).split([28, 21], 1)
-        return upper, lower.mean(1, keepdim=True)
-
-    return lambda: data().map(halves)
+    upper, lower = images.flatten(1).split([28, 21], 1)
+    return upper, lower.mean(1, keepdim=True)
 
 
 @cache
-def picture(index: int) -> Splits:
-    """Pixels (1024, 3) in [-1, 1] as a function of coordinates (1024, 2).
+def picture(name: str, pool: int = 1, first: int = 0, count: int = 1) -> Splits:
+    """Pixels (n, channels) in [-1, 1] as a function of coordinates (n, 2).
 
-    The image is one training image of CIFAR-10, the same for all seeds. The problem is
-    to fit it, so all three splits are the same points.
+    The problem is to fit them, so all three splits are the same points.
+
+    pool: kernel size of average pooling.
+    first, count: training images that fill a square, the same for all seeds.
     """
-    image = load_dataset("cifar10").train.images[index]  # (3, 32, 32)
-    colours = (image.float() / 127.5 - 1).flatten(1).mT
-    return on_itself(pixel_grid(32, 32), colours.contiguous())
+    images = pooled_splits(name, pool, gray=False)[0].images[first : first + count]
+    squares = images.unflatten(0, (isqrt(count), -1))  # (rows, columns, c, h, w)
+    image = squares.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    values = image.flatten(1).mT.float() / 127.5 - 1
+    return on_itself(pixel_grid(*image.shape[1:]), values)
 
 
 @cache
-def picture_slopes(index: int) -> Splits:
+def picture_slopes(name: str, first: int) -> Splits:
     """Central differences (1024, 2) of a `picture` in gray."""
-    points, pixels = picture(index).train.batch(torch.arange(1024))
+    points, pixels = picture(name, first=first).train.batch(torch.arange(1024))
     image = pixels.mT.mean(0).view(1, 1, 32, 32)
     tall = F.pad(image, (0, 0, 1, 1), "replicate")
     wide = F.pad(image, (1, 1, 0, 0), "replicate")

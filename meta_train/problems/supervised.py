@@ -64,6 +64,11 @@ Data = Callable[[], Splits]
 """Makes or loads the splits; called often, so it should be cached."""
 
 
+def on_batches(function: Callable[[Any, Any], Batch]) -> Callable[[Data], Data]:
+    """From a function of a batch to one of data, which maps every batch."""
+    return lambda data: lambda: data().map(function)
+
+
 def first(data: Data, count: int) -> Data:
     """The same splits with the first `count` training examples alone."""
     return lambda: data()._replace(train=Examples(count, data().train.batch))
@@ -203,6 +208,8 @@ def maker(
 
 classify = maker(SupervisedProblem, CLASSIFY)
 """Cross entropy."""
+regress = maker(SupervisedProblem, REGRESS)
+"""Squared errors."""
 
 
 def named(problems: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.image_datasets import Split, load_dataset
+from meta_train.problems.networks import dense
+from meta_train.problems.networks.dense import Layer
 from meta_train.problems.supervised import (
     CLASSIFY,
     REGRESS,
     Batch,
-    Data,
     Examples,
     Objective,
     Splits,
     SupervisedProblem,
+    classify,
     fraction_correct,
-    named,
+    on_batches,
 )
 
 CLASSES = 10
@@ -33,8 +35,6 @@ STEPS = 10_000
 CONVOLUTIONAL_STEPS = 2_000
 TRAIN, VALIDATION = 0.8, 0.9  # ends of the splits, as shares of the training images
 PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 3072}
-
-Activation = type[nn.ReLU] | type[nn.Tanh]
 
 # As in the source, evaluation, too, normalises by the moments of the batch.
 BATCH_NORM_1D = partial(nn.BatchNorm1d, track_running_stats=False)
@@ -65,9 +65,10 @@ def images(name: str, size: int | None = None) -> Splits:
     return splits.map(resized)
 
 
-def reconstructed(data: Data) -> Data:
+@on_batches
+def reconstructed(inputs: Tensor, labels: Tensor) -> Batch:
     """The same images; the targets are their pixels, (b, pixels)."""
-    return lambda: data().map(lambda inputs, labels: (inputs, inputs.flatten(1)))
+    return inputs, inputs.flatten(1)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -79,22 +80,11 @@ class ChannelNorm(nn.LayerNorm):
 
 def mlp(
     widths: tuple[int, ...],
-    activation: Activation = nn.ReLU,
+    activation: Layer = nn.ReLU,
     norm: Callable[[int], nn.Module] | None = None,
-    dropout: float = 0.0,
 ) -> nn.Sequential:
-    """An MLP of images; norm and dropout are before each activation."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    *hidden, last = pairwise(widths)
-    for n_in, n_out in hidden:
-        layers.append(nn.Linear(n_in, n_out))
-        if norm is not None:
-            layers.append(norm(n_out))
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-        layers.append(activation())
-    layers.append(nn.Linear(*last))
-    return _initialized(nn.Sequential(*layers))
+    """An MLP of images; norm, or dropout in its place, is before each activation."""
+    return _initialized(dense.mlp(widths, activation, norm))
 
 
 def autoencoder(pixels: int, hidden: tuple[int, ...]) -> nn.Sequential:
@@ -102,7 +92,7 @@ def autoencoder(pixels: int, hidden: tuple[int, ...]) -> nn.Sequential:
 
 
 def cnn(
-    activation: Activation = nn.ReLU, norm: Callable[[int], nn.Module] | None = None
+    activation: Layer = nn.ReLU, norm: Callable[[int], nn.Module] | None = None
 ) -> nn.Sequential:
     """Kernels of 3 x 3 with 32, 64 and 64 channels, the first with a stride of 2, and
     the mean of all pixels; norms are behind the activations."""
@@ -137,102 +127,95 @@ def _squared_error(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 SQUARED = Objective(_squared_error, fraction_correct)
-CIFAR = partial(images, "cifar10")
 
 
-def _task(
-    data: Data,
-    build: Callable[[], nn.Module],
+def dropout(share: float) -> Callable[[int], nn.Module]:
+    """Dropout in place of a norm."""
+    return lambda width: nn.Dropout(share)
+
+
+def _mlp(
+    name: str,
+    *hidden: int,
     batch_size: int = 128,
     objective: Objective = CLASSIFY,
-    steps: int = STEPS,
+    **settings,
 ) -> SupervisedProblem:
-    return SupervisedProblem(data, build, batch_size, steps, objective)
-
-
-def _on_cifar(
-    *hidden: int, batch_size: int = 128, objective: Objective = CLASSIFY, **settings
-) -> SupervisedProblem:
-    build = partial(mlp, (PIXELS["cifar10"], *hidden, CLASSES), **settings)
-    return _task(CIFAR, build, batch_size, objective)
+    build = partial(mlp, (PIXELS[name], *hidden, CLASSES), **settings)
+    data = partial(images, name)
+    return SupervisedProblem(data, build, batch_size, STEPS, objective)
 
 
 def _autoencoder(name: str, *hidden: int, batch_size: int = 128) -> SupervisedProblem:
     data = reconstructed(partial(images, name))
     build = partial(autoencoder, PIXELS[name], hidden)
-    return _task(data, build, batch_size, REGRESS)
+    return SupervisedProblem(data, build, batch_size, STEPS, REGRESS)
 
 
 def _cnn(size: int | None = None, **settings) -> SupervisedProblem:
-    build = partial(cnn, **settings)
-    return _task(partial(images, "cifar10", size), build, steps=CONVOLUTIONAL_STEPS)
+    data = partial(images, "cifar10", size)
+    return classify(data, 128, CONVOLUTIONAL_STEPS, cnn, **settings)
 
 
 THREE = 128, 128, 128
-VELO: dict[str, SupervisedProblem] = named(
-    {
-        "Conv_Cifar10_16_32x64x64": _cnn(16),
-        "Conv_Cifar10_32x64x64": _cnn(),
-        "Conv_Cifar10_32x64x64_Tanh": _cnn(activation=nn.Tanh),
-        "Conv_Cifar10_32x64x64_batchnorm": _cnn(norm=BATCH_NORM_2D),
-        "Conv_Cifar10_32x64x64_layernorm": _cnn(norm=ChannelNorm),
-        "ImageMLPAE_Cifar10_128x32x128_bs256": _autoencoder(
-            "cifar10", 128, 32, 128, batch_size=256
-        ),
-        "ImageMLPAE_Cifar10_256x256x256_bs1024": _autoencoder(
-            "cifar10", 256, 256, 256, batch_size=1024
-        ),
-        "ImageMLPAE_Cifar10_256x256x256_bs128": _autoencoder("cifar10", 256, 256, 256),
-        "ImageMLPAE_Cifar10_32x32x32_bs128": _autoencoder("cifar10", 32, 32, 32),
-        "ImageMLPAE_FashionMnist_128x32x128_bs128": _autoencoder(
-            "fashion-mnist", 128, 32, 128
-        ),
-        "ImageMLPAE_Mnist_128x32x128_bs128": _autoencoder("mnist", 128, 32, 128),
-        "ImageMLP_Cifar10_1024x1024_Relu": _on_cifar(1024, 1024),
-        "ImageMLP_Cifar10_128x128_Dropout02_Relu_MSE": _on_cifar(
-            128, 128, objective=SQUARED, dropout=0.2
-        ),
-        "ImageMLP_Cifar10_128x128_Dropout05_Relu_MSE": _on_cifar(
-            128, 128, objective=SQUARED, dropout=0.5
-        ),
-        "ImageMLP_Cifar10_128x128_Dropout08_Relu_MSE": _on_cifar(
-            128, 128, objective=SQUARED, dropout=0.8
-        ),
-        "ImageMLP_Cifar10_128x128x128_BatchNorm_Relu": _on_cifar(
-            *THREE, norm=BATCH_NORM_1D
-        ),
-        "ImageMLP_Cifar10_128x128x128_BatchNorm_Tanh": _on_cifar(
-            *THREE, norm=BATCH_NORM_1D, activation=nn.Tanh
-        ),
-        "ImageMLP_Cifar10_128x128x128_LayerNorm_Relu": _on_cifar(
-            *THREE, norm=nn.LayerNorm
-        ),
-        "ImageMLP_Cifar10_128x128x128_LayerNorm_Tanh": _on_cifar(
-            *THREE, norm=nn.LayerNorm, activation=nn.Tanh
-        ),
-        "ImageMLP_Cifar10_128x128x128_Relu": _on_cifar(*THREE),
-        "ImageMLP_Cifar10_128x128x128_Relu_MSE": _on_cifar(*THREE, objective=SQUARED),
-        "ImageMLP_Cifar10_128x128x128_Tanh_bs128": _on_cifar(
-            *THREE, activation=nn.Tanh
-        ),
-        "ImageMLP_Cifar10_128x128x128_Tanh_bs256": _on_cifar(
-            *THREE, batch_size=256, activation=nn.Tanh
-        ),
-        "ImageMLP_Cifar10_128x128x128_Tanh_bs64": _on_cifar(
-            *THREE, batch_size=64, activation=nn.Tanh
-        ),
-        "ImageMLP_Cifar10_256x256_Relu": _on_cifar(256, 256),
-        "ImageMLP_Cifar10_8_Relu32": _task(
-            partial(images, "cifar10", 8), partial(mlp, (192, 32, CLASSES))
-        ),
-        "ImageMLP_FashionMnist8_Relu32": _task(
-            partial(images, "fashion-mnist", 8), partial(mlp, (64, 32, CLASSES))
-        ),
-        "ImageMLP_FashionMnist_Relu128x128": _task(
-            partial(images, "fashion-mnist"), partial(mlp, (784, 128, 128, CLASSES))
-        ),
-        "ImageMLP_Mnist_128x128x128_Relu": _task(
-            partial(images, "mnist"), partial(mlp, (784, *THREE, CLASSES))
-        ),
-    }
-)
+VELO: dict[str, SupervisedProblem] = {
+    "Conv_Cifar10_16_32x64x64": _cnn(16),
+    "Conv_Cifar10_32x64x64": _cnn(),
+    "Conv_Cifar10_32x64x64_Tanh": _cnn(activation=nn.Tanh),
+    "Conv_Cifar10_32x64x64_batchnorm": _cnn(norm=BATCH_NORM_2D),
+    "Conv_Cifar10_32x64x64_layernorm": _cnn(norm=ChannelNorm),
+    "ImageMLPAE_Cifar10_128x32x128_bs256": _autoencoder(
+        "cifar10", 128, 32, 128, batch_size=256
+    ),
+    "ImageMLPAE_Cifar10_256x256x256_bs1024": _autoencoder(
+        "cifar10", 256, 256, 256, batch_size=1024
+    ),
+    "ImageMLPAE_Cifar10_256x256x256_bs128": _autoencoder("cifar10", 256, 256, 256),
+    "ImageMLPAE_Cifar10_32x32x32_bs128": _autoencoder("cifar10", 32, 32, 32),
+    "ImageMLPAE_FashionMnist_128x32x128_bs128": _autoencoder(
+        "fashion-mnist", 128, 32, 128
+    ),
+    "ImageMLPAE_Mnist_128x32x128_bs128": _autoencoder("mnist", 128, 32, 128),
+    "ImageMLP_Cifar10_1024x1024_Relu": _mlp("cifar10", 1024, 1024),
+    "ImageMLP_Cifar10_128x128_Dropout02_Relu_MSE": _mlp(
+        "cifar10", 128, 128, objective=SQUARED, norm=dropout(0.2)
+    ),
+    "ImageMLP_Cifar10_128x128_Dropout05_Relu_MSE": _mlp(
+        "cifar10", 128, 128, objective=SQUARED, norm=dropout(0.5)
+    ),
+    "ImageMLP_Cifar10_128x128_Dropout08_Relu_MSE": _mlp(
+        "cifar10", 128, 128, objective=SQUARED, norm=dropout(0.8)
+    ),
+    "ImageMLP_Cifar10_128x128x128_BatchNorm_Relu": _mlp(
+        "cifar10", *THREE, norm=BATCH_NORM_1D
+    ),
+    "ImageMLP_Cifar10_128x128x128_BatchNorm_Tanh": _mlp(
+        "cifar10", *THREE, norm=BATCH_NORM_1D, activation=nn.Tanh
+    ),
+    "ImageMLP_Cifar10_128x128x128_LayerNorm_Relu": _mlp(
+        "cifar10", *THREE, norm=nn.LayerNorm
+    ),
+    "ImageMLP_Cifar10_128x128x128_LayerNorm_Tanh": _mlp(
+        "cifar10", *THREE, norm=nn.LayerNorm, activation=nn.Tanh
+    ),
+    "ImageMLP_Cifar10_128x128x128_Relu": _mlp("cifar10", *THREE),
+    "ImageMLP_Cifar10_128x128x128_Relu_MSE": _mlp("cifar10", *THREE, objective=SQUARED),
+    "ImageMLP_Cifar10_128x128x128_Tanh_bs128": _mlp(
+        "cifar10", *THREE, activation=nn.Tanh
+    ),
+    "ImageMLP_Cifar10_128x128x128_Tanh_bs256": _mlp(
+        "cifar10", *THREE, batch_size=256, activation=nn.Tanh
+    ),
+    "ImageMLP_Cifar10_128x128x128_Tanh_bs64": _mlp(
+        "cifar10", *THREE, batch_size=64, activation=nn.Tanh
+    ),
+    "ImageMLP_Cifar10_256x256_Relu": _mlp("cifar10", 256, 256),
+    "ImageMLP_Cifar10_8_Relu32": classify(
+        partial(images, "cifar10", 8), 128, STEPS, mlp, (192, 32, CLASSES)
+    ),
+    "ImageMLP_FashionMnist8_Relu32": classify(
+        partial(images, "fashion-mnist", 8), 128, STEPS, mlp, (64, 32, CLASSES)
+    ),
+    "ImageMLP_FashionMnist_Relu128x128": _mlp("fashion-mnist", 128, 128),
+    "ImageMLP_Mnist_128x128x128_Relu": _mlp("mnist", *THREE),
+}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from meta_train.problems import LISTS, load_problem
-from meta_train.problems.exact import chirps, circles, collocation, featured, mosaic
-from meta_train.problems.images import pooled_splits
+from meta_train.problems.exact import chirps, circles, collocation, featured
+from meta_train.problems.images import picture, pooled_splits
 from meta_train.problems.situations.equations import HEAT
 from tests.meta_train.small import available
 
@@ -39,9 +39,9 @@ def test_evaluation_is_the_training_loss(name):
     assert metrics.loss == pytest.approx(loss, rel=1e-4)
 
 
-def test_mosaics_are_rows_of_images():
+def test_pictures_are_rows_of_images():
     available("siren-c64")
-    points, values = all_of(mosaic("cifar10", 1, 4))
+    points, values = all_of(picture("cifar10", count=4))
     assert points.shape == (64 * 64, 2)
     image = (values.view(64, 64, 3) + 1) * 127.5
     second = pooled_splits("cifar10", 1, gray=False)[0].images[1]
@@ -50,7 +50,7 @@ def test_mosaics_are_rows_of_images():
 
 def test_features_are_waves():
     available("features-fm28")
-    data = lambda: mosaic("fashion-mnist", 2)  # noqa: E731
+    data = lambda: picture("fashion-mnist", 2)  # noqa: E731
     (inputs, values), (_, same) = all_of(featured(data)()), all_of(data())
     sines, cosines = inputs.chunk(2, 1)
     torch.testing.assert_close(sines**2 + cosines**2, torch.ones(196, 64))

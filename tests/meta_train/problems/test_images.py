@@ -83,7 +83,9 @@ def test_slopes_are_differences_of_neighbours(install):
     rows = torch.arange(32, dtype=torch.uint8)[:, None]
     image = (2 * rows + torch.arange(32, dtype=torch.uint8)).expand(1, 3, 32, 32)
     install(Split(image, torch.zeros(1), (0.0,) * 3, (1.0,) * 3))
-    slopes = module.picture_slopes(0).train.batch(torch.arange(1024))[1].view(32, 32, 2)
+    slopes = (
+        module.picture_slopes("s", 0).train.batch(torch.arange(1024))[1].view(32, 32, 2)
+    )
     inside = slopes[1:-1, 1:-1] * 127.5
     torch.testing.assert_close(
         inside, torch.tensor([4.0, 2.0]).expand_as(inside), atol=1e-4, rtol=0
