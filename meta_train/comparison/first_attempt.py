@@ -20,8 +20,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import product
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from unittest.mock import MagicMock, patch
 
@@ -202,22 +204,13 @@ def measure(config: Config) -> list[Attempt]:
     rows = read_json(path, "attempts") if path.exists() else []
     made = [Attempt(**row) for row in rows]
     known = {(x.problem, x.optimizer, x.seed) for x in made}
-    plan = [
-        (name, optimizer, seed)
-        for name in PROBLEMS
-        for optimizer in config.optimizers
-        for seed in range(config.seeds)
-    ]
+    plan = list(product(PROBLEMS, config.optimizers, range(config.seeds)))
     bar = tqdm([x for x in plan if x not in known], unit="problem")
     for name, optimizer, seed in bar:
         bar.set_description(f"{name}, {optimizer}")
         made.extend(attempts(name, optimizer, seed, config))
         write_json(path, [asdict(x) for x in made])
     return [x for x in made if (x.problem, x.optimizer, x.seed) in set(plan)]
-
-
-def share_solved(made: Sequence[Attempt]) -> float:
-    return float(np.mean([x.solved_at is not None for x in made]))
 
 
 def rows_of(made: Sequence[Attempt]) -> list[Mapping[str, str]]:
@@ -238,8 +231,9 @@ def summary(made: Sequence[Attempt]) -> str:
     for optimizer in dict.fromkeys(x.optimizer for x in made):
         of_optimizer = [x for x in made if x.optimizer == optimizer]
         seconds = sum(x.seconds for x in of_optimizer)
+        share = fmean(x.solved_at is not None for x in of_optimizer)
         lines.append(
-            f"{optimizer} solves {share_solved(of_optimizer):.1%} of "
+            f"{optimizer} solves {share:.1%} of "
             f"{len(of_optimizer)} problems in {seconds:,.0f} s."
         )
     return "\n".join(lines)
