@@ -2,7 +2,7 @@
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -142,18 +142,12 @@ def next_pitches(encoding: Encoding, length: int) -> Splits:
     return windows_of(torch.tensor(codes), list(map(torch.tensor, starts)), length)
 
 
+MELODIES = partial(next_pitches, melodies, 24)
+CHORDS = partial(next_pitches, chords, 48)
+
 PROBLEMS = {
     "real-melodies-gru": classify(
-        lambda: next_pitches(melodies, 24),
-        16,
-        300,
-        CharacterRnn,
-        nn.GRU,
-        PITCHES,
-        24,
-        64,
+        MELODIES, 16, 300, CharacterRnn, nn.GRU, PITCHES, 24, 64
     ),
-    "real-chords-gpt": classify(
-        lambda: next_pitches(chords, 48), 16, 200, Gpt, PITCHES, 48, 48, 4, 2
-    ),
+    "real-chords-gpt": classify(CHORDS, 16, 200, Gpt, PITCHES, 48, 48, 4, 2),
 }

@@ -1,7 +1,7 @@
 """Time series of the package aeon: speakers, leaves, blood pressure."""
 
 import csv
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -104,26 +104,12 @@ class SeriesRnn(RowRnn):
         return super().forward(series.mT[:, None])
 
 
+VOWELS = partial(labelled_series, "JapaneseVowels", "JapaneseVowels_eq")
+LEAVES = partial(labelled_series, "OSULeaf", "OSULeaf")
+PRESSURES = partial(pressure, 48, 16)
+
 PROBLEMS = {
-    "real-vowels-gru": classify(
-        lambda: labelled_series("JapaneseVowels", "JapaneseVowels_eq"),
-        16,
-        300,
-        SeriesRnn,
-        nn.GRU,
-        12,
-        64,
-        9,
-    ),
-    "real-leaves-cnn": classify(
-        lambda: labelled_series("OSULeaf", "OSULeaf"),
-        16,
-        400,
-        wave_cnn,
-        (1, 16, 24, 32),
-        6,
-    ),
-    "real-pressure-lstm": regress(
-        lambda: pressure(48, 16), 32, 400, SeriesRnn, nn.LSTM, 1, 48, 16
-    ),
+    "real-vowels-gru": classify(VOWELS, 16, 300, SeriesRnn, nn.GRU, 12, 64, 9),
+    "real-leaves-cnn": classify(LEAVES, 16, 400, wave_cnn, (1, 16, 24, 32), 6),
+    "real-pressure-lstm": regress(PRESSURES, 32, 400, SeriesRnn, nn.LSTM, 1, 48, 16),
 }
