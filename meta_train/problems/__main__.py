@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from harness import cli
+from harness.settings import check_choice
 from harness.tables import markdown_table
 from meta_train.problems import LISTS, load_problem
 
@@ -31,11 +32,8 @@ class Config:
     """Print names alone, and measure nothing."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.lists) - LISTS.keys()
-        if unknown:
-            raise ValueError(
-                f"lists: expected names of {', '.join(LISTS)}; got {unknown}"
-            )
+        for name in self.lists:
+            check_choice("lists", name, LISTS)
 
 
 def cells(list_name: str, name: str) -> dict[str, str]:
