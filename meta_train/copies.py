@@ -4,7 +4,7 @@ Gradients are stacked by `torch.func.vmap`, and equal matrices of all copies sha
 stacks in the rule, which is what makes many small training runs cheap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +35,8 @@ class SoapOfCopies(SoapRule):
         self.precondition_frequency = self.renewal_interval(torch.device("cpu"))
         self.roles = self.roles * copies
         self.layouts = self.layouts * copies
-        of_copy = self.bias_matrices
-        self.bias_matrices = []
-        for first in range(0, copies * count, count):
-            self.bias_matrices += [first + i for i in of_copy]
+        firsts = range(0, copies * count, count)
+        self.bias_matrices = [first + i for first in firsts for i in self.bias_matrices]
         # its edges are those of one copy; the rule reads the parameters alone
         self.graph = replace(graph, parameters=graph.parameters * copies)
 
@@ -76,7 +74,7 @@ class Copies:
         self._template = models[0]
         params, self._buffers = stack_module_state(list(models))
         self.params = {name: p.detach() for name, p in params.items()}
-        self._rows = [nn.Parameter(x) for x in _by_copy(list(self.params.values()))]
+        self._rows = [nn.Parameter(x) for x in _by_copy(self.params)]
         graph = build_graph(self._template.named_parameters())
         self._rule = bound_to_copies(rule, graph, total_steps, len(models))
         self._state: list[Record] = self._rule.init(self._rows)
@@ -97,7 +95,7 @@ class Copies:
     def step(self, batches: Any) -> Tensor:
         """The losses before the step, (copies,). batches: of all copies, stacked."""
         grads, losses = self._gradients(self.params, self._buffers, batches)
-        rows = _by_copy(list(grads.values()))
+        rows = _by_copy(grads)
         with torch.no_grad():
             for changes in self._rule.update(
                 rows, self._state, self._rows, self._hyper, in_place=True
@@ -127,6 +125,6 @@ class _Evaluated(nn.Module):
         return self._function(self.model, batch)
 
 
-def _by_copy(stacks: Sequence[Tensor]) -> list[Tensor]:
+def _by_copy(stacks: Mapping[str, Tensor]) -> list[Tensor]:
     """The rows of all stacks for the first copy, then for the second, ..."""
-    return [stack[i] for i in range(len(stacks[0])) for stack in stacks]
+    return [row for rows in zip(*stacks.values(), strict=True) for row in rows]
