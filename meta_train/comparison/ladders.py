@@ -10,8 +10,9 @@ and a picture of each family into its folder; the same command resumes.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice, product
+from itertools import chain, groupby, product
 from math import isfinite, log2
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 
@@ -109,8 +110,9 @@ def plan(problem: str, optimizer: str, seeds: int) -> list[Run]:
     return runs
 
 
-def rungs_of(config: Config) -> list[Cell]:
-    """All rungs of the default; of other optimizers those at the ends of ladders."""
+def measure(config: Config) -> list[Cell]:
+    """Trains what is not on record yet: all rungs of the default, and those at the ends
+    of ladders of other optimizers."""
     rungs = []
     for optimizer, family, axis in product(config.optimizers, config.families, AXES):
         problems = list(ladder(family, axis).items())
@@ -118,25 +120,18 @@ def rungs_of(config: Config) -> list[Cell]:
             problems = [problems[0], problems[-1]]
         for value, problem in problems:
             rungs.append(Cell(family, axis, value, problem, optimizer, {}))
-    return rungs
-
-
-def measure(config: Config) -> list[Cell]:
-    """Trains what is not on record yet."""
-    rungs = rungs_of(config)
     # each once; the base of a family is on four ladders
     keys = dict.fromkeys((rung.problem, rung.optimizer) for rung in rungs)
     planned = {key: plan(*key, config.seeds) for key in keys}
     runs = list(chain.from_iterable(planned.values()))
     with tqdm(total=len(runs), unit="run") as bar:
         made = execute(runs, Path(config.folder, "records"), config.processes, bar)
-    records = iter(made)
-    losses = {}
-    for key, of_rung in planned.items():
-        losses[key] = mean_validation_losses(list(islice(records, len(of_rung))))
-    return [
-        replace(rung, losses=losses[rung.problem, rung.optimizer]) for rung in rungs
-    ]
+    records = dict(zip(runs, made, strict=True))
+    cells = []
+    for rung in rungs:
+        of_rung = [records[run] for run in planned[rung.problem, rung.optimizer]]
+        cells.append(replace(rung, losses=mean_validation_losses(of_rung)))
+    return cells
 
 
 def overview(cells: Sequence[Cell]) -> list[dict[str, str]]:
@@ -154,11 +149,9 @@ def overview(cells: Sequence[Cell]) -> list[dict[str, str]]:
 def drifts(cells: Sequence[Cell]) -> list[dict[str, str]]:
     """The best multiplier or rate at both ends of every ladder."""
     rows = []
-    for optimizer, family, axis in dict.fromkeys(
-        (cell.optimizer, cell.family, cell.axis) for cell in cells
-    ):
-        key = optimizer, family, axis
-        rungs = [x for x in cells if (x.optimizer, x.family, x.axis) == key]
+    of_ladder = attrgetter("optimizer", "family", "axis")
+    for (optimizer, family, axis), group in groupby(cells, of_ladder):
+        rungs = list(group)
         smallest, largest = rungs[0], rungs[-1]
         drift = largest.best / smallest.best
         rows.append(
