@@ -35,15 +35,19 @@ def plot_curves(
     # they depend on the number of optimizers alone
     palette = matplotlib.color_sequences["tab10" if len(groups) <= 10 else "tab20"]
     colors = islice(cycle(palette), len(groups))
-    for color, (label, records) in zip(colors, groups.items(), strict=True):
-        style = EMPHASIS if label == emphasis else {"color": color}
-        _draw(left, *training_curves(records), label, style)
-        _draw(right, *_curves(records), label, style)
     records = list(chain.from_iterable(groups.values()))
+    has_accuracy = records[0]["curve"]["accuracy"][0] is not None
+    key, unit = ("accuracy", 100) if has_accuracy else ("loss", 1)
+    for color, (label, of_group) in zip(colors, groups.items(), strict=True):
+        style = EMPHASIS if label == emphasis else {"color": color}
+        _draw(left, *training_curves(of_group), label, style)
+        curves = np.array([record["curve"][key] for record in of_group], float)
+        steps = np.array(of_group[0]["curve"]["steps"])
+        _draw(right, steps, unit * curves, label, style)
     left.set_ylabel(f"training loss, mean of {records[0]['losses_every']} steps")
     _scale_loss(left, [record["losses"][0] for record in records])
     split = records[0]["run"]["curve_split"]
-    if _has_accuracy(records):
+    if has_accuracy:
         right.set_ylabel(f"{split} accuracy, %")
     else:
         right.set_ylabel(f"{split} loss")
@@ -66,18 +70,6 @@ def training_curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """
     losses = np.array([record["losses"] for record in records], float)  # None is nan
     return records[0]["losses_every"] * np.arange(1, losses.shape[1] + 1), losses
-
-
-def _curves(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (n,), and accuracies in per cent, or else losses, (runs, n)."""
-    steps = np.array(records[0]["curve"]["steps"])
-    key = "accuracy" if _has_accuracy(records) else "loss"
-    curves = np.array([record["curve"][key] for record in records], float)
-    return steps, 100 * curves if key == "accuracy" else curves
-
-
-def _has_accuracy(records: Sequence[Record]) -> bool:
-    return records[0]["curve"]["accuracy"][0] is not None
 
 
 def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
