@@ -248,50 +248,44 @@ _kl_soap = partial(soap, kind="KLSOAP")
 _celo2_cosine = with_cosine(_celo2)
 _celo2_base = with_cosine(partial(_celo2, orthogonalize=False))
 
-OPTIMIZERS = {
-    spec.name: spec
-    for spec in (
-        ComparedOptimizer("adam", _adam, ADAM_LRS),
-        ComparedOptimizer("adam-cosine", _adam_cosine, ADAM_LRS),
-        ComparedOptimizer("adamw-cosine", _adamw_cosine, ADAM_LRS),
-        ComparedOptimizer("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
-        ComparedOptimizer("muon-cosine", _muon_cosine, MUON_LRS),
-        ComparedOptimizer("soap-cosine", with_cosine(soap), SOAP_LRS),
-        ComparedOptimizer("kl-soap-cosine", with_cosine(_kl_soap), SOAP_LRS),
-        ComparedOptimizer("adam-default", _adam, lr=0.001),  # torch's
-        ComparedOptimizer("muon-default", _muon_cosine, lr=0.02),  # its author's
-    )
-}
+
+def _by_name(*specs: ComparedOptimizer) -> dict[str, ComparedOptimizer]:
+    return {spec.name: spec for spec in specs}
+
+
+OPTIMIZERS = _by_name(
+    ComparedOptimizer("adam", _adam, ADAM_LRS),
+    ComparedOptimizer("adam-cosine", _adam_cosine, ADAM_LRS),
+    ComparedOptimizer("adamw-cosine", _adamw_cosine, ADAM_LRS),
+    ComparedOptimizer("schedule-free", _schedule_free, SCHEDULE_FREE_LRS),
+    ComparedOptimizer("muon-cosine", _muon_cosine, MUON_LRS),
+    ComparedOptimizer("soap-cosine", with_cosine(soap), SOAP_LRS),
+    ComparedOptimizer("kl-soap-cosine", with_cosine(_kl_soap), SOAP_LRS),
+    ComparedOptimizer("adam-default", _adam, lr=0.001),  # torch's
+    ComparedOptimizer("muon-default", _muon_cosine, lr=0.02),  # its author's
+)
 
 # Learned optimizers of others, and untuned ones with their authors' settings.
-RIVALS = {
-    spec.name: spec
-    for spec in (
-        ComparedOptimizer("celo2", _celo2_cosine, CELO2_LRS),
-        ComparedOptimizer("celo2-base", _celo2_base, CELO2_LRS),
-        ComparedOptimizer("celo2-default", _celo2_cosine, lr=0.001),
-        ComparedOptimizer("adamw-default", _constant(from_torch(AdamW)), lr=0.001),
-        ComparedOptimizer("soap-default", _constant(soap), lr=0.003, needs="heavyball"),
-        ComparedOptimizer("schedule-free-default", _schedule_free, lr=0.0025),
-        ComparedOptimizer("amuse-default", _amuse, lr=0.01),
-        ComparedOptimizer("prodigy", with_cosine(_prodigy), needs="prodigyopt"),
-        ComparedOptimizer(
-            "ademamix-default", _ademamix, lr=0.001, needs="pytorch_optimizer"
-        ),
-        ComparedOptimizer(
-            "muon-adamw-rate", with_cosine(_muon_at_adams_rate), lr=0.001
-        ),
-    )
-}
+RIVALS = _by_name(
+    ComparedOptimizer("celo2", _celo2_cosine, CELO2_LRS),
+    ComparedOptimizer("celo2-base", _celo2_base, CELO2_LRS),
+    ComparedOptimizer("celo2-default", _celo2_cosine, lr=0.001),
+    ComparedOptimizer("adamw-default", _constant(from_torch(AdamW)), lr=0.001),
+    ComparedOptimizer("soap-default", _constant(soap), lr=0.003, needs="heavyball"),
+    ComparedOptimizer("schedule-free-default", _schedule_free, lr=0.0025),
+    ComparedOptimizer("amuse-default", _amuse, lr=0.01),
+    ComparedOptimizer("prodigy", with_cosine(_prodigy), needs="prodigyopt"),
+    ComparedOptimizer(
+        "ademamix-default", _ademamix, lr=0.001, needs="pytorch_optimizer"
+    ),
+    ComparedOptimizer("muon-adamw-rate", with_cosine(_muon_at_adams_rate), lr=0.001),
+)
 
 # With grids for any problem, for `meta_train.problems.situations`.
-WIDE = {
-    spec.name: spec
-    for spec in (
-        ComparedOptimizer("adam-wide", _adam, WIDE_LRS),
-        ComparedOptimizer("adam-games", _adam_games, WIDE_LRS),
-        ComparedOptimizer("adam-cosine-wide", _adam_cosine, WIDE_LRS),
-        ComparedOptimizer("adamw-wide", _adamw_wide, WIDE_LRS),
-        ComparedOptimizer("muon-wide", _muon_cosine, WIDE_MUON_LRS),
-    )
-}
+WIDE = _by_name(
+    ComparedOptimizer("adam-wide", _adam, WIDE_LRS),
+    ComparedOptimizer("adam-games", _adam_games, WIDE_LRS),
+    ComparedOptimizer("adam-cosine-wide", _adam_cosine, WIDE_LRS),
+    ComparedOptimizer("adamw-wide", _adamw_wide, WIDE_LRS),
+    ComparedOptimizer("muon-wide", _muon_cosine, WIDE_MUON_LRS),
+)
