@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -54,13 +53,6 @@ class Online(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
 
-    @torch.no_grad()
-    def record(self, loss: Tensor, accuracy: Tensor) -> None:
-        """Adds the loss and accuracy of a batch, (), to the sums."""
-        self.loss_sum.add_(loss)
-        self.accuracy_sum.add_(accuracy)
-        self.batches.add_(1)
-
 
 @dataclass(frozen=True, eq=False)
 class DriftProblem(SampledProblem):
@@ -96,7 +88,10 @@ class DriftProblem(SampledProblem):
         assert isinstance(model, Online)
         outputs = model(batch.inputs)
         if model.training and batch.scored:
-            model.record(*self._score(outputs.detach(), batch.clean))
+            loss, accuracy = self._score(outputs.detach(), batch.clean)
+            model.loss_sum.add_(loss)
+            model.accuracy_sum.add_(accuracy)
+            model.batches.add_(1)
         return self.objective.loss(outputs, batch.targets)
 
     def measure(self, model: nn.Module, count: int) -> Metrics:
@@ -125,23 +120,23 @@ def rotated(pair: Tensor, turns: float) -> Tensor:
     return angle.cos() * first + angle.sin() * second
 
 
-def rotating_line(count: int, time: float, turns: float, width: int) -> Batch:
-    """Targets (b, 1): a linear function that rotates; inputs (b, width)."""
-    x = torch.randn(count, width)
-    return x, (x @ rotated(fixed(2, width, seed=9), turns * time))[:, None]
+def rotating_line(count: int, time: float) -> Batch:
+    """Targets (b, 1): a linear function that rotates; inputs (b, 20)."""
+    x = torch.randn(count, 20)
+    return x, (x @ rotated(fixed(2, 20, seed=9), 0.4 * time))[:, None]
 
 
-def moving_centres(count: int, time: float, turns: float, width: int) -> Batch:
-    """Labels (b,) of four classes with rotating centres; inputs (b, width)."""
+def moving_centres(count: int, time: float) -> Batch:
+    """Labels (b,) of four classes with rotating centres; inputs (b, 16)."""
     labels = torch.randint(4, (count,))
-    centres = rotated(fixed(2, 4, width, seed=10), turns * time)
-    return centres[labels] + 1.5 * torch.randn(count, width), labels
+    centres = rotated(fixed(2, 4, 16, seed=10), 0.5 * time)
+    return centres[labels] + 1.5 * torch.randn(count, 16), labels
 
 
-def changing_teacher(count: int, time: float, turns: float, width: int) -> Batch:
-    """Targets (b, 2): a network with changing weights; inputs (b, width)."""
-    x = torch.randn(count, width)
-    first = rotated(fixed(2, width, 16, seed=11) / width**0.5, turns * time)
+def changing_teacher(count: int, time: float) -> Batch:
+    """Targets (b, 2): a network with changing weights; inputs (b, 12)."""
+    x = torch.randn(count, 12)
+    first = rotated(fixed(2, 12, 16, seed=11) / 12**0.5, 0.5 * time)
     return x, (x @ first).relu() @ fixed(16, 2, seed=12) / 4
 
 
@@ -151,7 +146,7 @@ PROBLEMS = {
         lambda: nn.Linear(20, 1),
         batch_size=16,
         steps=500,
-        draw=partial(rotating_line, turns=0.4, width=20),
+        draw=rotating_line,
         objective=REGRESS,
         evaluation=REGRESS_WITH_FLOOR,
         noise=0.3,
@@ -160,7 +155,7 @@ PROBLEMS = {
         lambda: mlp((16, 48, 4)),
         batch_size=32,
         steps=600,
-        draw=partial(moving_centres, turns=0.5, width=16),
+        draw=moving_centres,
         objective=CLASSIFY,
         evaluation=CLASSIFY,
     ),
@@ -168,7 +163,7 @@ PROBLEMS = {
         lambda: mlp((12, 64, 2)),
         batch_size=32,
         steps=800,
-        draw=partial(changing_teacher, turns=0.5, width=12),
+        draw=changing_teacher,
         objective=REGRESS,
         evaluation=REGRESS_WITH_FLOOR,
     ),
