@@ -1,7 +1,7 @@
 """Bach's chorales of the package music21, to predict the next notes."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -54,12 +54,12 @@ def parts_of(score: Element) -> dict[str, Part]:
         names[part.get("id")] = str(part.findtext("part-name"))
     parts = {}
     for part in score.iter("part"):
-        parts[names[part.get("id")]] = _joined(_notes(part))
+        parts[names[part.get("id")]] = _notes(part)
     return parts
 
 
-def _notes(part: Element) -> Iterator[tuple[Note, bool]]:
-    """Each note, and whether a tie joins it to the previous note."""
+def _notes(part: Element) -> Part:
+    notes: Part = []
     divisions = 1
     for measure in part.iter("measure"):
         for child in measure:
@@ -67,18 +67,14 @@ def _notes(part: Element) -> Iterator[tuple[Note, bool]]:
             duration = child.findtext("duration")
             if child.tag != "note" or duration is None:
                 continue
-            if child.find("chord") is None:
-                is_tied = child.find("tie[@type='stop']") is not None
-                yield Note(_pitch(child), int(duration) / divisions), is_tied
-
-
-def _joined(notes: Iterator[tuple[Note, bool]]) -> Part:
-    part: Part = []
-    for note, is_tied in notes:
-        if is_tied and part and part[-1].pitch == note.pitch:
-            note = Note(note.pitch, part.pop().length + note.length)
-        part.append(note)
-    return part
+            if child.find("chord") is not None:
+                continue
+            pitch, length = _pitch(child), int(duration) / divisions
+            is_tied = child.find("tie[@type='stop']") is not None
+            if is_tied and notes and notes[-1].pitch == pitch:
+                length += notes.pop().length
+            notes.append(Note(pitch, length))
+    return notes
 
 
 def _pitch(note: Element) -> int:
