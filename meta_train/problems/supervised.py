@@ -17,7 +17,6 @@ from meta_train.problems.protocol import Metrics
 EVALUATION_BATCH = 500  # examples at a time
 
 Batch = tuple[Any, Any]  # inputs of the network, and targets of its outputs
-Build = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ class SupervisedProblem:
     """
 
     data: Data
-    build: Build
+    build: Callable[[], nn.Module]
     batch_size: int | None
     steps: int
     objective: Objective
@@ -241,14 +240,12 @@ def neighbour_accuracy(embeddings: Tensor, labels: Tensor) -> Tensor:
     return (labels[_cosines(embeddings).argmax(1)] == labels).float().mean()
 
 
-def pinball_loss(
-    predicted: Tensor, target: Tensor, quantiles: tuple[float, ...] = QUANTILES
-) -> Tensor:
-    """Mean quantile loss (Koenker and Bassett 1978), ().
+def pinball_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean loss of `QUANTILES` (Koenker and Bassett 1978), ().
 
     predicted: (b, q), one column for each quantile; target: (b, 1)
     """
-    levels = predicted.new_tensor(quantiles)
+    levels = predicted.new_tensor(QUANTILES)
     error = target - predicted
     return torch.maximum(levels * error, (levels - 1) * error).mean()
 

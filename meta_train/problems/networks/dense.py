@@ -124,11 +124,11 @@ class ResidualDenoiser(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, pixels: int, width: int, blocks: int, frequencies: int = 8):
+    def __init__(self, pixels: int, width: int, blocks: int):
         super().__init__()
-        octaves = pi * 2.0 ** torch.arange(frequencies)
+        octaves = pi * 2.0 ** torch.arange(8)
         self.register_buffer("frequencies", octaves, persistent=False)
-        self.level = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU())
+        self.level = nn.Sequential(nn.Linear(2 * len(octaves), width), nn.SiLU())
         self.first = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(LeveledBlock(width) for _ in range(blocks))
         self.last = nn.Linear(width, pixels)

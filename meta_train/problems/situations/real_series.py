@@ -106,10 +106,12 @@ class SeriesRnn(RowRnn):
 
 VOWELS = partial(labelled_series, "JapaneseVowels", "JapaneseVowels_eq")
 LEAVES = partial(labelled_series, "OSULeaf", "OSULeaf")
-PRESSURES = partial(pressure, 48, 16)
+NEXT_PRESSURES = partial(pressure, 48, 16)
 
 PROBLEMS = {
     "real-vowels-gru": classify(VOWELS, 16, 300, SeriesRnn, nn.GRU, 12, 64, 9),
     "real-leaves-cnn": classify(LEAVES, 16, 400, wave_cnn, (1, 16, 24, 32), 6),
-    "real-pressure-lstm": regress(PRESSURES, 32, 400, SeriesRnn, nn.LSTM, 1, 48, 16),
+    "real-pressure-lstm": regress(
+        NEXT_PRESSURES, 32, 400, SeriesRnn, nn.LSTM, 1, 48, 16
+    ),
 }
