@@ -1,7 +1,7 @@
 """Texts of the standard library: code, docstrings and documentation, by thirds."""
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 
 import torch
@@ -20,6 +20,8 @@ from meta_train.problems.text import (
 LENGTH = 32  # characters of a window
 CYCLE = 5  # blocks, of which one is for validation and one for test
 EVALUATED = 1024  # maximum number of windows of validation and of test
+THIRDS = FILES[::3], FILES[1::3], FILES[2::3]
+HALF = len(THIRDS[0]) // 2
 LONG_DOCSTRINGS = "_pyio.py", "turtle.py", "typing.py", "unittest/mock.py"
 
 Text = Callable[[], str]
@@ -36,28 +38,24 @@ def windows(text: Text) -> Splits:
     return windows_of(codes, starts, LENGTH)
 
 
-def code(third: int) -> str:
-    """The code of every third of `FILES`."""
-    return "".join(map(source, FILES[third::3]))
+def code(files: Sequence[str]) -> str:
+    return "".join(map(source, files))
 
 
 def lower_case() -> str:
-    """The first half of the files of `code(0)` in lower case."""
-    files = FILES[::3]
-    half = files[: len(files) // 2]
-    return "".join(map(source, half)).lower()
+    """The first half of the first third in lower case."""
+    return code(THIRDS[0][:HALF]).lower()
 
 
 def mixed_case() -> str:
-    """The second half of the files of `code(0)`."""
-    files = FILES[::3]
-    return "".join(map(source, files[len(files) // 2 :]))
+    """The second half of the first third."""
+    return code(THIRDS[0][HALF:])
 
 
 def docstrings() -> str:
-    """The docstrings of `code(1)` and of the files of `LONG_DOCSTRINGS`."""
+    """The docstrings of the second third and of the files of `LONG_DOCSTRINGS`."""
     texts = []
-    for file in (*FILES[1::3], *LONG_DOCSTRINGS):
+    for file in (*THIRDS[1], *LONG_DOCSTRINGS):
         for node in _definitions(ast.parse(source(file))):
             docstring = ast.get_docstring(node)
             if docstring:
@@ -66,9 +64,9 @@ def docstrings() -> str:
 
 
 def statements() -> str:
-    """`code(1)` without docstrings and comments."""
+    """The second third without docstrings and comments."""
     files = []
-    for file in FILES[1::3]:
+    for file in THIRDS[1]:
         tree = ast.parse(source(file))
         for node in _definitions(tree):
             if ast.get_docstring(node) is not None:
@@ -91,9 +89,7 @@ def documentation() -> str:
     return "\n".join(ast.literal_eval(assignment.value).values())
 
 
-CODE_0 = partial(windows, partial(code, 0))
-CODE_1 = partial(windows, partial(code, 1))
-CODE_2 = partial(windows, partial(code, 2))
+CODE_0, CODE_1, CODE_2 = (partial(windows, partial(code, files)) for files in THIRDS)
 LOWER_CASE = partial(windows, lower_case)
 MIXED_CASE = partial(windows, mixed_case)
 DOCSTRINGS = partial(windows, docstrings)

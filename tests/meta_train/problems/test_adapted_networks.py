@@ -21,7 +21,7 @@ def test_adapted_networks_start_as_the_pretrained_one(build):
 
 
 def test_thirds_have_different_texts():
-    parts = [texts.code(third).splitlines() for third in range(3)]
+    parts = [texts.code(files).splitlines() for files in texts.THIRDS]
     lines = [{x for x in part if len(x) > 60} for part in parts]
     for k in range(3):
         assert len(lines[k]) > 500
