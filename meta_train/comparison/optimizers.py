@@ -174,9 +174,13 @@ def _schedule_free(model: nn.Module, lr: float, total_steps: int) -> Built:
     return optimizer, None
 
 
-def _muon(model: nn.Module, lr: float) -> Optimizer:
-    """Muon for matrices and kernels, Adam for embeddings and vectors."""
-    return MuonWithAdam(model.parameters(), lr, _embeddings(model))
+def _beside_adam(kind: Callable[..., Optimizer], **options: Any) -> Make:
+    """An optimizer of matrices and kernels, with Adam for embeddings and vectors."""
+
+    def make(model: nn.Module, lr: float) -> Optimizer:
+        return kind(model.parameters(), lr, _embeddings(model), **options)
+
+    return make
 
 
 def _prodigy(model: nn.Module, lr: float) -> Optimizer:
@@ -197,17 +201,6 @@ def _ademamix(model: nn.Module, lr: float, total_steps: int) -> Built:
 def _amuse(model: nn.Module, lr: float, total_steps: int) -> Built:
     warmup = round(WARMUP * total_steps)
     return Amuse(model.parameters(), lr, warmup, _embeddings(model)), None
-
-
-def _muon_at_adams_rate(model: nn.Module, lr: float) -> Optimizer:
-    """torch's Muon with updates of AdamW's size, so that it takes AdamW's rate."""
-    embeddings = _embeddings(model)
-    return MuonWithAdam(model.parameters(), lr, embeddings, 0.0, "match_rms_adamw")
-
-
-def _celo2(model: nn.Module, lr: float, orthogonalize: bool = True) -> Optimizer:
-    """Celo2 for matrices and kernels, AdamW for embeddings and vectors."""
-    return Celo2WithAdam(model.parameters(), lr, _embeddings(model), orthogonalize)
 
 
 def _embeddings(model: nn.Module) -> list[nn.Parameter]:
@@ -243,10 +236,12 @@ _adamw_cosine = with_cosine(from_torch(AdamW, weight_decay=ADAMW_WEIGHT_DECAY))
 _adamw_wide = with_cosine(from_torch(AdamW, weight_decay=WEIGHT_DECAY))
 # beta1 = .5 as for GANs (Radford et al. 2016)
 _adam_games = with_cosine(from_torch(Adam, betas=(0.5, 0.999)))
-_muon_cosine = with_cosine(_muon)
+_muon_cosine = with_cosine(_beside_adam(MuonWithAdam))
+# torch's Muon with updates of AdamW's size, so that it takes AdamW's rate
+_muon_at_adams_rate = _beside_adam(MuonWithAdam, adjust_lr_fn="match_rms_adamw")
 _kl_soap = partial(soap, kind="KLSOAP")
-_celo2_cosine = with_cosine(_celo2)
-_celo2_base = with_cosine(partial(_celo2, orthogonalize=False))
+_celo2_cosine = with_cosine(_beside_adam(Celo2WithAdam))
+_celo2_base = with_cosine(_beside_adam(Celo2WithAdam, orthogonalize=False))
 
 
 def _by_name(*specs: ComparedOptimizer) -> dict[str, ComparedOptimizer]:
