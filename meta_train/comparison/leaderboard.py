@@ -286,7 +286,7 @@ def summarize_all(
 
 def write_report(folder: Path, config: Config, board: Leaderboard) -> None:
     """Writes `results.json`, `table.md` and a picture for each problem."""
-    remarks = [*notes(board.rows, REFERENCE), *board.refusals]
+    remarks = [*notes(board.rows), *board.refusals]
     results = {
         "config": asdict(config),
         "standings": {

@@ -14,6 +14,8 @@ from meta_train.comparison.inner_training import TRAIN_LOSS_STEPS, Record
 from ngopt.race.equal_time import EQUAL
 from ngopt.race.tuning import is_at_edge
 
+REFERENCE = "adam-cosine"  # steps are counted until its final loss is reached
+RIVALS = ("muon-cosine", "soap-cosine")
 # Problems of the paper that no learned optimizer is meta-trained or selected on.
 TRANSFER_ONLY = ("c10-32",)
 
@@ -186,14 +188,14 @@ def mean_validation_losses(records: Sequence[Record]) -> dict[float, float]:
     return {lr: fmean(losses_of_lr) for lr, losses_of_lr in losses.items()}
 
 
-def notes(rows: Sequence[Row], reference: str) -> list[str]:
+def notes(rows: Sequence[Row]) -> list[str]:
     """Explanations of the table of all rows, one sentence a line."""
     lines = [
         f"Means over {rows[0].runs} seed(s), ± sample standard deviation; "
         "all optimizers have the same initial weights and batches.",
         f"Train loss: mean over the last {TRAIN_LOSS_STEPS} batches. "
         "Steps and seconds to reference: until the loss of the curves is as low as "
-        f"that of {reference} at its end (same seed, median over seeds).",
+        f"that of {REFERENCE} at its end (same seed, median over seeds).",
         "run s: all steps, without evaluation. ms/step: median of whole steps (batch, "
         "forward, backward, optimizer); optimizer ms/step: median of optimizer and "
         "scheduler.",
@@ -231,10 +233,6 @@ def notes(rows: Sequence[Row], reference: str) -> list[str]:
 def digits(value: float) -> str:
     """A number with four significant digits."""
     return f"{value:.4g}"
-
-
-REFERENCE = "adam-cosine"  # steps are counted until its final loss is reached
-RIVALS = ("muon-cosine", "soap-cosine")
 
 
 @dataclass(frozen=True)

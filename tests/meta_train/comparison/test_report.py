@@ -57,7 +57,7 @@ def test_a_row_by_hand():
         "tuning s": "8",
     }
     assert row.tuning == {0.01: 0.01, 0.1: 0.1}
-    assert any("asterisk" in line for line in notes([row], "adam"))
+    assert any("asterisk" in line for line in notes([row]))
 
 
 def test_a_rate_inside_its_grid_has_no_asterisk():
@@ -65,7 +65,7 @@ def test_a_rate_inside_its_grid_has_no_asterisk():
     cells = row.cells()
     assert (cells["lr"], cells["rank"]) == ("0.1", "-")
     assert (cells["test loss"], cells["test accuracy %"]) == ("0.5", "50.00")
-    assert not any("asterisk" in line for line in notes([row], "adam"))
+    assert not any("asterisk" in line for line in notes([row]))
 
 
 def test_missing_values_are_dashes():
@@ -80,8 +80,8 @@ def test_notes_on_tuning_on_cifar():
     row = summarize([record(0.5, 0.1)], [record(0.5, 0.1)])
     note = "c10-32: never used to choose a learned optimizer; "
     note += "baselines are tuned on its validation split."
-    assert note in notes([replace(row, problem="c10-32")], "adam")
-    assert note not in notes([row], "adam")
+    assert note in notes([replace(row, problem="c10-32")])
+    assert note not in notes([row])
 
 
 def test_diverged_runs_are_counted():
@@ -89,14 +89,14 @@ def test_diverged_runs_are_counted():
     assert row.diverged == 1
     assert row.cells()["test loss"].startswith("nan")
     assert row.cells()["train loss"] == "nan"
-    assert "o on p: the loss of 1 of 2 runs diverged." in notes([row], "adam")
+    assert "o on p: the loss of 1 of 2 runs diverged." in notes([row])
 
 
 def test_the_tried_rates_are_listed_with_their_losses():
     tuning = [record(lr=0.01, validation=0.5), record(lr=0.1, validation=None)]
     row = summarize([record(lr=0.01)], tuning)
     assert row.tuning[0.1] == pytest.approx(float("inf"))
-    assert "Validation loss by lr, o on p: 0.01: 0.5, 0.1: inf." in notes([row], "adam")
+    assert "Validation loss by lr, o on p: 0.01: 0.5, 0.1: inf." in notes([row])
 
 
 EQUAL_MEANS = [(0.1, 0.5), (0.1, 0.1), (0.2, 0.2), (0.2, 0.4), (0.3, 0.9), (0.3, 0.05)]
