@@ -25,7 +25,7 @@ from meta_train.problems.situations.texts import (
     STATEMENTS,
     text_gpt,
 )
-from meta_train.problems.supervised import Splits, named
+from meta_train.problems.supervised import Batch, named, on_batches
 from meta_train.problems.text import VOCABULARY
 from ngopt.schedule import cosine_schedule
 
@@ -82,10 +82,9 @@ def pretrained(name: str) -> nn.Module:
 LORA_SCALE = 2.0  # alpha / rank, the most common choice
 
 
-@cache
-def negatives() -> Splits:
-    """FashionMNIST with negated normalised pixels."""
-    return FASHION_14().map(lambda images, labels: (-images, labels))
+@on_batches
+def negated(images: Tensor, labels: Tensor) -> Batch:
+    return -images, labels
 
 
 class Lora(nn.Module):
@@ -160,7 +159,7 @@ PROBLEMS = {
     "new-gpt-150": classify(STATEMENTS, 16, 150, pretrained, "gpt-docstrings"),
     "new-gru-60": classify(DOCUMENTATION, 16, 60, pretrained, "gru-code"),
     "new-cnn-100": classify(FASHION_14, 64, 100, with_new_head, "cnn-digits"),
-    "new-mlp-30": classify(negatives, 64, 30, pretrained, "mlp-clothes"),
+    "new-mlp-30": classify(negated(FASHION_14), 64, 30, pretrained, "mlp-clothes"),
     "new-cnn-300": classify(GRAY_16, 64, 300, pretrained, "cnn-clothes"),
     "lora-gpt-30": classify(MIXED_CASE, 16, 30, with_lora, "gpt-lower-case", 4),
     "lora-gpt-100": classify(STATEMENTS, 16, 100, with_lora, "gpt-docstrings", 2),

@@ -17,6 +17,8 @@ from meta_train.problems.supervised import device_of
 # Added to the reported regret. Differences between much smaller regrets then do not
 # matter.
 REGRET_FLOOR = 2e-2
+EPISODE = 20  # steps of a cart
+DISCOUNT = 0.9  # of its returns
 
 
 class Policies(nn.Module):
@@ -115,12 +117,7 @@ class CartProblem(SampledProblem):
     A cart has a position and a speed. The three actions push it left, not at all, or
     right. The reported loss is the mean cost of a step: position^2 + .1 speed^2, at
     most 4. Advantages are normalised per batch, and returns are discounted means.
-
-    length: number of steps of an episode.
     """
-
-    length: int = 20
-    discount: float = 0.9
 
     def draw_batch(self, step: int) -> Tensor:
         """Initial states (b, 2)"""
@@ -144,8 +141,8 @@ class CartProblem(SampledProblem):
         """Discounted means of the negative costs from each step on, (length, b)."""
         returns = torch.zeros_like(episode.costs)
         _, later = model(episode.states[-1])
-        for t in reversed(range(self.length)):
-            later = (self.discount - 1) * episode.costs[t] + self.discount * later
+        for t in reversed(range(EPISODE)):
+            later = (DISCOUNT - 1) * episode.costs[t] + DISCOUNT * later
             returns[t] = later
         return returns
 
@@ -157,7 +154,7 @@ class CartProblem(SampledProblem):
     def _episode(self, model: nn.Module, state: Tensor) -> Episode:
         """An episode from the initial states (b, 2)."""
         states, actions, costs = [state], [], []
-        for _ in range(self.length):
+        for _ in range(EPISODE):
             logits, _ = model(state)
             action = sampled(logits.log_softmax(-1))
             position, speed = state.unbind(1)
