@@ -18,12 +18,12 @@ FEW_DECADES = 3  # of a logarithmic axis with labels within a decade
 
 EMPHASIS = {"color": "black", "linewidth": 2.2, "zorder": 3}
 
+Groups = Mapping[str, Sequence[Record]]
+Style = Mapping[str, Any]
+
 
 def plot_curves(
-    path: Path,
-    title: str,
-    groups: Mapping[str, Sequence[Record]],
-    emphasis: str | None = None,
+    path: Path, title: str, groups: Groups, emphasis: str | None = None
 ) -> None:
     """Draws training loss and accuracy over steps: mean and range of each group.
 
@@ -86,11 +86,7 @@ def _scale_loss(axes: Axes, first: Sequence[float | None]) -> None:
 
 
 def _draw(
-    axes: Axes,
-    steps: np.ndarray,
-    curves: np.ndarray,
-    label: str,
-    style: Mapping[str, Any],
+    axes: Axes, steps: np.ndarray, curves: np.ndarray, label: str, style: Style
 ) -> None:
     """curves: (runs, steps). The line ends at the first loss that is not finite."""
     axes.plot(steps, curves.mean(0), label=label, **style)
