@@ -24,8 +24,7 @@ from ngopt.blockwise.state_dicts import (
 )
 from ngopt.graph.build import build_graph
 from ngopt.graph.summary import table_lines
-from ngopt.roles.from_graph import roles_of
-from ngopt.roles.from_module import check_module
+from ngopt.roles.from_graph import check_module, roles_of
 from ngopt.roles.logical_matrices import MatrixStack, matrices_of_graph
 from ngopt.roles.optimizer_groups import KINDS, UNDECAYED, kind_of
 

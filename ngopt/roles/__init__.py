@@ -1,7 +1,6 @@
 """What each parameter is for: roles, and the matrices that it holds."""
 
-from ngopt.roles.from_graph import ParameterRole
-from ngopt.roles.from_module import parameter_roles
+from ngopt.roles.from_graph import ParameterRole, parameter_roles
 from ngopt.roles.logical_matrices import MatrixStack, matrices
 from ngopt.roles.mup import mup_groups
 from ngopt.roles.optimizer_groups import optimizer_groups

@@ -1,10 +1,14 @@
 """The role of each parameter in the neural graph, for optimizers that use roles."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
+from torch import Tensor, nn
+
+from ngopt.graph.build import build_graph
 from ngopt.graph.groups_and_blocks import Bias, EdgeBlock, is_diagonal
 from ngopt.graph.inference.from_parameters import infer_graph
 from ngopt.graph.neural_graph import NeuralGraph
@@ -59,6 +63,34 @@ class ParameterRole:
         if not self.blocks or self.role == "embedding":
             return None
         return max(prod(block.view.shape[2:]) for block in self.blocks)
+
+
+def check_module(function: str, model: Any) -> None:
+    """Raises TypeError, in the name of a function, if `model` is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{function}: model: expected a torch.nn.Module; got {type(model).__name__}"
+        )
+
+
+def parameter_roles(
+    model: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    example_input: Any = None,
+) -> dict[str, ParameterRole]:
+    """Name -> role of every parameter, in the order of the parameters.
+
+    Raises ValueError as `build_graph` does.
+
+    Args:
+        model, example_input: As for `build_graph`. Without a module, roles follow from
+            names and shapes.
+
+    Examples:
+        >>> roles = parameter_roles(model, example_input)
+        >>> decayed = [p for name, p in model.named_parameters() if roles[name].blocks]
+    """
+    roles = roles_of(build_graph(model, example_input))
+    return {role.name: role for role in roles}
 
 
 def roles_of(graph: NeuralGraph) -> tuple[ParameterRole, ...]:

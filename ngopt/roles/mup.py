@@ -11,7 +11,7 @@ from ngopt.graph.build import build_graph
 from ngopt.graph.connectivity import unconnected
 from ngopt.graph.groups_and_blocks import NeuronGroup
 from ngopt.graph.neural_graph import NeuralGraph
-from ngopt.roles.from_module import check_module
+from ngopt.roles.from_graph import check_module
 from ngopt.roles.neuron_usage import is_dense, is_gated
 
 REFERENCE_WIDTH = 256

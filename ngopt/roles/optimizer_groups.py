@@ -5,8 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ngopt.graph.build import build_graph
-from ngopt.roles.from_graph import ParameterRole, roles_of
-from ngopt.roles.from_module import check_module
+from ngopt.roles.from_graph import ParameterRole, check_module, roles_of
 
 KINDS = (
     "matrix",
