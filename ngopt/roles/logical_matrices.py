@@ -53,8 +53,9 @@ class MatrixStack:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(k, rows, columns)"""
-        k, rows, columns = map(_length, (self.batch, self.rows, self.columns))
-        return k, rows, columns
+        batch, rows, columns = self.batch, self.rows, self.columns
+        k, m, n = (prod(x.length for x in axes) for axes in (batch, rows, columns))
+        return k, m, n
 
     @property
     def is_transposed(self) -> bool:
@@ -106,13 +107,12 @@ class MatrixStack:
 
     def to_json(self) -> dict[str, Any]:
         """As numbers and lists; an axis is [length, stride]."""
-        names = "batch", "rows", "columns"
-        axes = {name: [list(x) for x in getattr(self, name)] for name in names}
-        shape = list(self.shape)
         return {
-            "shape": shape,
+            "shape": list(self.shape),
             "offset": self.offset,
-            **axes,
+            "batch": list(map(list, self.batch)),
+            "rows": list(map(list, self.rows)),
+            "columns": list(map(list, self.columns)),
             "transposed": self.is_transposed,
         }
 
@@ -267,7 +267,3 @@ def _simple(axes: Sequence[Axis]) -> Axes:
             axis = Axis(merged.pop().length * axis.length, axis.stride)
         merged.append(axis)
     return tuple(merged)
-
-
-def _length(axes: Axes) -> int:
-    return prod(axis.length for axis in axes)

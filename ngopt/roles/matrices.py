@@ -13,13 +13,7 @@ from operator import attrgetter
 import numpy as np
 import torch
 
-from ngopt.graph.groups_and_blocks import (
-    EdgeBlock,
-    NeuronSet,
-    View,
-    contiguous_strides,
-    even_runs,
-)
+from ngopt.graph.groups_and_blocks import EdgeBlock, NeuronSet, View, even_runs
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.roles.neuron_usage import is_gated, neurons
 
@@ -102,7 +96,7 @@ def matrices(
 
 def by_shape(parameter: int, shape: tuple[int, ...]) -> MatrixBlock:
     """A parameter as one matrix whose rows are its first dimension."""
-    return MatrixBlock(View(parameter, (1, *shape), (0, *contiguous_strides(shape))))
+    return MatrixBlock(View.whole(parameter, (1, *shape)))
 
 
 def _first_uses(blocks: Sequence[EdgeBlock], numel: int) -> Iterator[EdgeBlock]:
@@ -219,39 +213,28 @@ def _joined_rows(pieces: Sequence[MatrixPiece]) -> list[MatrixPiece]:
 def _joined(pieces: Sequence[MatrixPiece], axis: int) -> list[MatrixPiece]:
     """Joins pieces at even distances along an axis: columns, 1, or rows, 0."""
     in_order = sorted(pieces, key=OFFSET)
+    first = in_order[0]
     offsets: list[int] = []
     ends: list[NeuronSet] = []
-    is_depthwise = False
+    others = set()  # shapes and strides of the other axes
     for piece in in_order:
         view = piece.view
-        steps = view.strides[axis] * np.arange(view.shape[axis])
-        offsets += (view.offset + steps).tolist()
+        shape, strides = list(view.shape), list(view.strides)
+        offsets += (view.offset + strides[axis] * np.arange(shape[axis])).tolist()
         ends += piece.sources if axis else piece.targets
-        is_depthwise |= piece.is_depthwise
-    step = _even_step(pieces, offsets, axis)
-    if not step:
+        del shape[axis], strides[axis]
+        others.add((*shape, *strides))
+    steps = np.unique(np.diff(np.sort(offsets)))
+    if len(pieces) == 1 or not len(others) == len(steps) == 1:
         return list(pieces)
-    first = in_order[0]
+    is_depthwise = any(piece.is_depthwise for piece in pieces)
     shape, strides = list(first.view.shape), list(first.view.strides)
-    shape[axis], strides[axis] = len(offsets), step
+    shape[axis], strides[axis] = len(offsets), int(steps[0])
     view = replace(first.view, shape=tuple(shape), strides=tuple(strides))
     joined = tuple(ends) if offsets == sorted(offsets) else ()
     if axis:
         return [MatrixPiece(view, first.targets, joined, is_depthwise)]
     return [MatrixPiece(view, joined, (), is_depthwise)]
-
-
-def _even_step(pieces: Sequence[MatrixPiece], offsets: Sequence[int], axis: int) -> int:
-    """The distance between neighbours along an axis, at these offsets; 0 if uneven."""
-    if len(pieces) == 1:
-        return 0
-    others = set()
-    for piece in pieces:
-        shape, strides = list(piece.view.shape), list(piece.view.strides)
-        del shape[axis], strides[axis]
-        others.add((*shape, *strides))
-    steps = np.unique(np.diff(np.sort(offsets)))
-    return int(steps[0]) if len(others) == len(steps) == 1 else 0
 
 
 def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -270,10 +253,8 @@ def _column_axes(pieces: Sequence[MatrixPiece], shape: tuple[int, ...]) -> set[i
 
 
 def _last(view: View) -> int:
-    last = view.offset
-    for n, stride in zip(view.shape, view.strides, strict=True):
-        last += (n - 1) * stride
-    return last
+    lengths_and_strides = zip(view.shape, view.strides, strict=True)
+    return view.offset + sum((n - 1) * stride for n, stride in lengths_and_strides)
 
 
 def _axes(view: View, shape: tuple[int, ...]) -> set[int]:

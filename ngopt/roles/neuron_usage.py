@@ -107,23 +107,16 @@ class _Labels:
 
     def _share_heads(self) -> None:
         """Gates of results of attention, and gated values, are of their heads."""
-        between_products = [
-            block
-            for block in self.graph.blocks
-            if block.kind in ("left", "right")
-            and block.shape[1:] == (1, 1)
-            and {block.source, block.target} <= self.heads.keys()
-        ]
-        for block in between_products:
-            sources = self.heads[block.source][self._sources(block)]
-            targets = self.targets(block)
-            known = self.heads[block.target][targets]
-            self.heads[block.target][targets] = np.maximum(known, sources)
-        for block in reversed(between_products):
-            targets = self.heads[block.target][self.targets(block)]
-            sources = self._sources(block)
-            known = self.heads[block.source][sources]
-            self.heads[block.source][sources] = np.maximum(known, targets)
+        forward, back = [], []
+        for block in self.graph.blocks:
+            is_factor = block.kind in ("left", "right") and block.shape[1:] == (1, 1)
+            if is_factor and {block.source, block.target} <= self.heads.keys():
+                source = self.heads[block.source], self._sources(block)
+                target = self.heads[block.target], self.targets(block)
+                forward.append((source, target))
+                back.append((target, source))
+        for (giver, given), (taker, taken) in (*forward, *reversed(back)):
+            taker[taken] = np.maximum(taker[taken], giver[given])
 
     def _sources(self, block: EdgeBlock) -> np.ndarray:
         return neurons(block.source_index, self.graph.groups[block.source].size)
