@@ -112,11 +112,6 @@ class MatrixLayout:
         """Multiplications of a step: three rotations and X X^T, without renewals."""
         return 4 * prod(self.shape) * sum(axis.size for axis in self.axes)
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether an axis has several parts."""
-        return any(axis.parts > 1 for axis in self.axes)
-
     def select(self, values: Tensor) -> Tensor:
         """Their elements of a parameter's values, a view if these are contiguous."""
         if self.view is None:
@@ -199,7 +194,8 @@ class Bucket:
         for stack in self.stacks:
             layout = stack[0].layout
             groups, *matrix = layout.shape
-            if matrix[-1] == 1 and not layout.has_parts:
+            has_parts = any(axis.parts > 1 for axis in layout.axes)
+            if matrix[-1] == 1 and not has_parts:
                 matrix.pop()  # without kernel, see `Axis`
             stacks.append((len(stack) * groups, *matrix))
         if not entries[-1].kind:  # all without factors are one long row

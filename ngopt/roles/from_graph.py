@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -125,8 +126,8 @@ def _infer_roles(
     """
     specs = [graph.parameters[i] for i in order]
     by_module = [roles[i].role for i in order]
-    chain = infer_graph([spec.unpaired for spec in specs])
-    by_order = [role.role for role in _Edges(chain).roles()]
+    in_order = infer_graph([spec.unpaired for spec in specs])
+    by_order = [role.role for role in _Edges(in_order).roles()]
     names = RolesFromNames(specs, by_module, by_order)
     for number, i in enumerate(order):
         if graph.inferred[i]:
@@ -276,13 +277,11 @@ class _Edges:
         for block in self.graph.blocks_into(bias.group):
             if block.kind == "gamma" or self._scales_norm(block):
                 return "norm"
-        shifted = self.spread.get(bias.group, {bias.group})
-        return "bias" if all(map(self._is_sum, shifted)) else "other"
-
-    def _is_sum(self, group: int) -> bool:
-        """Whether neurons are results of matrices, or sums and products of these."""
-        is_aggregate = self.graph.groups[group].kind in ("product", "pool")
-        return is_aggregate or group in self.made_by_weights
+        for shifted in self.spread.get(bias.group, {bias.group}):
+            is_aggregate = self.graph.groups[shifted].kind in ("product", "pool")
+            if not is_aggregate and shifted not in self.made_by_weights:
+                return "other"
+        return "bias"  # of results of matrices, or of sums and products of these
 
 
 def _only_added(graph: NeuralGraph, made_by_weights: set[int]) -> set[int]:
@@ -342,21 +341,15 @@ def _normalised(graph: NeuralGraph) -> dict[int, set[int]]:
         statistics = factors & pooled.keys()
         if group.kind != "product" or not statistics:
             continue
-        sources = set()
-        for statistic in statistics:
-            sources |= pooled[statistic]
-        if any(_weighs(graph, factors - statistics, source) for source in sources):
+        sources = set().union(*map(pooled.__getitem__, statistics))
+        others = factors - statistics
+        into_sources = chain.from_iterable(map(graph.blocks_into, sources))
+        if any(x.source in others and x.view is not None for x in into_sources):
             continue  # a score, the sum of neurons times learned weights
         pooled_by[number] = sources
-        for factor in factors - statistics - sources:
+        for factor in others - sources:
             pooled_by[factor] = sources
     return pooled_by
-
-
-def _weighs(graph: NeuralGraph, factors: set[int], group: int) -> bool:
-    """Whether a group is a product of some of the factors and a parameter."""
-    into = graph.blocks_into(group)
-    return any(block.source in factors and block.view is not None for block in into)
 
 
 def _sources(graph: NeuralGraph, group: int, kinds: Sequence[str]) -> set[int]:
