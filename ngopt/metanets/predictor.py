@@ -33,9 +33,8 @@ class Predictor:
         self._limit = min(capacity, most)
         # features, then context, then ones
         self._inputs = _ones(like, linears[0].in_features + 1, capacity)
-        self._hidden = []
-        for layer in linears[1:]:
-            self._hidden.append(_ones(like, layer.in_features + 1, self._limit))
+        counts = [layer.in_features + 1 for layer in linears[1:]]
+        self._hidden = [_ones(like, count, self._limit) for count in counts]
         self._out = _ones(like, 2, capacity)
         # weight and bias of each layer side by side, and views of all these
         self._weights: list[Tensor] = []

@@ -104,9 +104,8 @@ class RawFeatures(ParameterSource):
     def __init__(
         self, columns: Sequence[Sequence[Tensor]], graph: NeuralGraph, like: Tensor
     ):
-        self.columns: list[list[Tensor]] = []
-        for of_parameter in columns:
-            self.columns.append([x.reshape(-1).to(like.device) for x in of_parameter])
+        device = like.device
+        self.columns = [[x.reshape(-1).to(device) for x in row] for row in columns]
         self.graph = graph
         self.like = like
 

@@ -144,13 +144,11 @@ def graph_tensors(
     limit: edges in a chunk, where slices allow it; None for whole blocks.
     """
     device = like.device
-    blocks = []
-    for number, block in enumerate((*graph.weights, *graph.constants)):
-        blocks.append(_block_tensors(block, number, kernel, like, limit))
+    blocks = enumerate((*graph.weights, *graph.constants))
     kinds, activations = node_features.node_codes(graph, device)
     return GraphTensors(
         graph=graph,
-        blocks=tuple(blocks),
+        blocks=tuple(_block_tensors(x, i, kernel, like, limit) for i, x in blocks),
         bias_index=tuple(_index(bias.index, device) for bias in graph.biases),
         positions=tuple(node_features.node_positions(graph, like)),
         kinds=kinds,

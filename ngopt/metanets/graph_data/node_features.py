@@ -80,10 +80,9 @@ def _places(graph: NeuralGraph, like: Tensor) -> list[Tensor | None]:
 def node_codes(graph: NeuralGraph, device: torch.device) -> tuple[Tensor, ...]:
     """The kind and the activation of every group, (groups,) int64 each, as places in
     `NODE_KINDS` and `ACTIVATIONS` (Kofinas et al. 2024, section 2.3)."""
-    kinds, activations = [], []
-    for group in graph.groups:
-        kinds.append(kind_code(group.kind, NODE_KINDS))
-        activations.append(kind_code(group.activation or "none", ACTIVATIONS))
+    kinds = [kind_code(group.kind, NODE_KINDS) for group in graph.groups]
+    functions = [group.activation or "none" for group in graph.groups]
+    activations = [kind_code(function, ACTIVATIONS) for function in functions]
     return torch.tensor((kinds, activations), device=device, dtype=torch.int64).unbind()
 
 

@@ -176,7 +176,7 @@ class Arena:
     def __init__(self) -> None:
         self._free = torch.empty(0)
 
-    def copied(self, messages: Aggregate, out: Aggregate | None = None) -> Aggregate:
+    def copied(self, messages: Aggregate, out: Aggregate | None) -> Aggregate:
         """A copy in the arena. out: where to write it, messages of the same shapes."""
         fields: Any = messages
         targets: Any = (None,) * len(fields) if out is None else out

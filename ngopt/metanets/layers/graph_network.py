@@ -327,10 +327,8 @@ def _add_global(
         return cast(Tensor, state) + inside[chunk.groups, chunk.targets, None, None]
 
     edges.then(add)
-    new = []
-    for node, of_group in zip(nodes, ids, strict=True):
-        new.append(node + to_nodes.index_select(-2, of_group))
-    return u, new
+    pairs = zip(nodes, ids, strict=True)
+    return u, [node + to_nodes.index_select(-2, of_group) for node, of_group in pairs]
 
 
 def _sums_at_targets(edges: EdgeStates) -> list[Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, _foreach_mul_
@@ -113,8 +113,13 @@ class MetanetRule(BoundRule):
             is_small=is_small or torch.is_grad_enabled(),
             reads_graph=not is_traced and self._context.is_due(present, state),
         )
-        step = self._small_step if plan.is_small else self._large_step
-        records, updates = step(plan)
+        if plan.is_small:
+            records, updates = self._small_step(plan)
+        else:
+            records = _next_records(plan)
+            source = RawFeatures(_columns(plan, records), self.graph, like)
+            context = self._context.of_step(plan, records, lambda: source)
+            updates = self._updates_in_batches(plan, source, context)
         return map(partial(self._changes, plan, records), updates)
 
     def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
@@ -124,18 +129,13 @@ class MetanetRule(BoundRule):
             return True
         return not self._context.is_due(_present(grads), state)
 
-    def height(self, now: Any) -> Any:
-        """The factor c of the update after `now` steps of a run."""
-        if self.cooldown is None or self.total_steps is None:
-            return 1.0
-        return self.cooldown.height(now, self.total_steps)
-
     def _cooled(self, hyper: Hyper, state: Sequence[Record]) -> Hyper:
         """Learning rates times the cooldown."""
         if self.cooldown is None or self.total_steps is None or hyper.scheduled:
             return hyper
         counts = [record[STEP] for record in state if record]
-        height = self.height(steps_so_far(counts, self.total_steps))
+        now = steps_so_far(counts, self.total_steps)
+        height = self.cooldown.height(now, self.total_steps)
         return hyper._replace(lr=[lr * height for lr in hyper.lr])
 
     def _small_step(
@@ -181,9 +181,9 @@ class MetanetRule(BoundRule):
             spec = self.graph.parameters[i]
             by_parameter.append(columns or [zero.expand(spec.shape)] * NUM_COLUMNS)
             masks.append(like.new_full((spec.numel, 1), bool(columns)))
-        flat = []
-        for column in zip(*by_parameter, strict=True):
-            flat.append(self.graph.flatten([x.to(like.device) for x in column]))
+        by_column = zip(*by_parameter, strict=True)
+        on_device = [[x.to(like.device) for x in column] for column in by_column]
+        flat = list(map(self.graph.flatten, on_device))
         step_features = features.features_of(flat, like, out)
         if not are_all_present:
             mask = torch.cat(masks)
@@ -191,20 +191,11 @@ class MetanetRule(BoundRule):
             step_features = step_features * mask if is_new else step_features.mul_(mask)
         return records, step_features
 
-    def _large_step(
-        self, plan: StepPlan
-    ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
-        """New records, and updates that are predicted while they are iterated over."""
-        records = _next_records(plan)
-        source = RawFeatures(_columns(plan, records), self.graph, plan.like)
-        context = self._context.of_step(plan, records, lambda: source)
-        return records, self._updates_in_batches(plan, source, context)
-
     def _updates_in_batches(
         self, plan: StepPlan, source: RawFeatures, context: Sequence[Tensor] | None
     ) -> Iterator[list[Update]]:
-        """Updates of some parameters at a time; in place, of some rows of a long
-        one."""
+        """Updates of some parameters at a time; in place, of some rows of a long one.
+        They are predicted while they are iterated over."""
         sizes = {i: self.graph.parameters[i].numel for i in plan.present}
         capacity = chunking.total_chunk_size(chunking.ELEMENTS, plan.like)
         memory = self._updated_predictor(capacity, plan.like)

@@ -60,7 +60,7 @@ def test_save_and_load_a_cooldown(file):
     other = replace(learned, cooldown=Cooldown(1.5, 0.3))
     assert len({weights_hash(x) for x in (learned, cooled, other)}) == 3
     rule = load_pretrained(path).bind(build_graph(mlp(2, 3, 1)), 10)
-    heights = [rule.height(now) for now in (0, 7, 8, 9)]
+    heights = [rule.cooldown.height(now, rule.total_steps) for now in (0, 7, 8, 9)]
     assert heights == pytest.approx([1.5, 1.5, 1.5 / 1.1, 0.75 / 1.1])
 
 
