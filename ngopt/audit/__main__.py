@@ -17,19 +17,6 @@ from ngopt.importing import call_object, load_object
 WRONG = 1  # exit status if something is wrong
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="ngopt audit", description=__doc__)
-    text = "of a torch.nn.Module, or of a function or class that makes one"
-    options.add_argument("model", metavar="module:name", help=text)
-    text = "of a function of the model that returns its optimizer, or a list of them"
-    options.add_argument("--optimizer", metavar="module:name", required=True, help=text)
-    add_example_options(options)
-    text = "the optimizers find several matrices in a parameter by themselves"
-    options.add_argument("--splits", action="store_true", help=text)
-    options.add_argument("--json", action="store_true", help="print JSON, not a table")
-    return options
-
-
 def make_optimizer(path: str, model: nn.Module) -> Any:
     """What the function at "module:name" returns for the model, or for its parameters
     if that is what its first argument is called.
@@ -46,7 +33,16 @@ def make_optimizer(path: str, model: nn.Module) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status: 0, or 1 if something is wrong."""
-    options = parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="ngopt audit", description=__doc__)
+    text = "of a torch.nn.Module, or of a function or class that makes one"
+    parser.add_argument("model", metavar="module:name", help=text)
+    text = "of a function of the model that returns its optimizer, or a list of them"
+    parser.add_argument("--optimizer", metavar="module:name", required=True, help=text)
+    add_example_options(parser)
+    text = "the optimizers find several matrices in a parameter by themselves"
+    parser.add_argument("--splits", action="store_true", help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    options = parser.parse_args(argv)
     model = load_model(options.model)
     example = example_of_options(options)
     optimizer = make_optimizer(options.optimizer, model)

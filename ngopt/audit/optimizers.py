@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -41,25 +42,17 @@ def flat_optimizers(optimizers: Any) -> list[Any]:
 
     Raises ValueError if there is none, or something without `param_groups`.
     """
-    flat: list[Any] = []
-    for optimizer in _flat(optimizers):
-        if all(optimizer is not known for known in flat):
-            flat.append(optimizer)
-    if not flat:
+    by_id = {id(optimizer): optimizer for optimizer in _flat(optimizers)}
+    if not by_id:
         raise ValueError("audit: expected an optimizer; got none")
-    return flat
+    return list(by_id.values())
 
 
 def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _flat(item)
-        return
-    inner = _inner(value)
-    if inner:
-        yield from _flat(inner)
+    is_collection = isinstance(value, Mapping | list | tuple)
+    parts = _items(value) if is_collection else _inner(value)
+    if is_collection or parts:
+        yield from chain.from_iterable(map(_flat, parts))
     elif hasattr(value, "param_groups"):
         yield value
     else:
@@ -69,17 +62,19 @@ def _flat(value: Any) -> Iterator[Any]:
         )
 
 
+def _items(value: Any) -> Iterable[Any]:
+    """What a collection contains; of anything else the value itself."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def _inner(value: Any) -> list[Any]:
     """The optimizers that a container or a wrapper has in its attributes."""
-    inner: list[Any] = []
     if type(value).__name__ in BY_ROLE or not hasattr(value, "__dict__"):
-        return inner
-    for attribute in vars(value).values():
-        items = attribute if isinstance(attribute, list | tuple) else [attribute]
-        if isinstance(attribute, Mapping):
-            items = list(attribute.values())
-        inner += [x for x in items if x is not value and hasattr(x, "param_groups")]
-    return inner
+        return []
+    items = chain.from_iterable(map(_items, vars(value).values()))
+    return [x for x in items if x is not value and hasattr(x, "param_groups")]
 
 
 def treatments(optimizers: Iterable[Any]) -> dict[int, list[Treatment]]:
@@ -110,11 +105,9 @@ def _treatment(
     flag = _flag(group, p)
     if name in BY_ROLE:
         method = "by role"
-    elif flag is not None:
-        method = "orthogonalizing" if flag else "elementwise"
-    elif ORTHOGONALIZING.search(name):
+    elif flag or (flag is None and ORTHOGONALIZING.search(name)):
         method = "orthogonalizing"
-    elif PRECONDITIONING.search(name):
+    elif flag is None and PRECONDITIONING.search(name):
         method = "preconditioning"
     else:
         method = "elementwise"

@@ -25,6 +25,7 @@ MOST_NAMES = 3  # of equal parameters in a row
 HEADER = "parameter", "shape", "role", "matrices", "optimizer", "group", "wrong"
 # parts of the texts of problems
 DECAY, FUSED = "weight decay", "matrices, orthogonalized as one"
+NO_MATRIX_METHOD = "no optimizer of matrices is there, such as Muon or SOAP"
 NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -72,7 +73,42 @@ class Audit:
         return {"is_right": self.is_right, **asdict(self)}
 
     def __str__(self) -> str:
-        return table_of(self)
+        """Equal parameters of several layers are one row."""
+        alike: dict[AuditedParameter, list[str]] = defaultdict(list)
+        for p in self.parameters:
+            alike[replace(p, name=NUMBERS.sub("*", p.name))].append(p.name)
+        patterns = Counter(p.name for p in alike)
+        rows: list[Sequence[str]] = [HEADER]
+        for p, names in alike.items():
+            name = names[0] if len(names) == 1 else f"{p.name} ({len(names)})"
+            if patterns[p.name] > 1:  # some layers are right, others wrong
+                is_short = len(names) <= MOST_NAMES
+                name = ", ".join(names[:MOST_NAMES]) + ("" if is_short else ", ...")
+            shape = " x ".join(map(str, p.shape)) or "()"
+            group = "" if p.group is None else str(p.group)
+            matrices, optimizer = str(p.matrices or ""), p.optimizer or "none"
+            wrong = "; ".join(p.problems)
+            rows.append((name, shape, p.role, matrices, optimizer, group, wrong))
+        return "\n".join([*table_lines(rows), "", *self._conclusions()])
+
+    def _conclusions(self) -> list[str]:
+        lines = [f"wrong: {problem}" for problem in self.problems]
+        lines += [f"note: {note}" for note in self.notes]
+        count = _counted(len(self.parameters))
+        if self.is_right:
+            return [*lines, f"{count}: nothing is wrong"]
+        counts = Counter(problem for p in self.parameters for problem in p.problems)
+        wrong = counts.total() + len(self.problems)
+        lines.append(f"{count}: {wrong} problem{'s' * (wrong != 1)}")
+        # weight decay, which changes least, comes last
+        kinds = sorted(counts, key=lambda kind: (kind.startswith(DECAY), -counts[kind]))
+        lines += [f"  {counts[kind]} x {kind}" for kind in kinds]
+        if any(FUSED in kind for kind in kinds):
+            lines.append(
+                "ngopt.BlockwiseOptimizer runs an optimizer on each matrix in a "
+                "parameter."
+            )
+        return lines
 
 
 def audit(
@@ -128,8 +164,9 @@ def audit(
             )
         )
     frozen = {id(p) for p in named.values() if not p.requires_grad}
-    strangers = [x[0] for key, x in treated.items() if key not in frozen]
-    return Audit(tuple(parameters), _strange(strangers), _notes(has_matrix_method))
+    strangers = [x[0].optimizer for key, x in treated.items() if key not in frozen]
+    notes = () if has_matrix_method else (NO_MATRIX_METHOD,)
+    return Audit(tuple(parameters), _strange(strangers), notes)
 
 
 def _problems(
@@ -161,57 +198,13 @@ def _problems(
     return list(dict.fromkeys(problems))
 
 
-def _strange(treated: Sequence[Treatment]) -> tuple[str, ...]:
-    """Problems with parameters of optimizers that the model does not have."""
-    counts = Counter(x.optimizer for x in treated)
+def _strange(optimizers: Sequence[str]) -> tuple[str, ...]:
+    """Problems with parameters that the model does not have; optimizers: of each."""
     return tuple(
         f"{name} has {_counted(n)} that the model has not: it was made for another "
         "model, or before parameters were replaced"
-        for name, n in counts.items()
+        for name, n in Counter(optimizers).items()
     )
-
-
-def _notes(has_matrix_method: bool) -> tuple[str, ...]:
-    if has_matrix_method:
-        return ()
-    return ("no optimizer of matrices is there, such as Muon or SOAP",)
-
-
-def table_of(audit: Audit) -> str:
-    """A table of parameters, equal ones of several layers in one row, and problems."""
-    alike: dict[AuditedParameter, list[str]] = defaultdict(list)
-    for p in audit.parameters:
-        alike[replace(p, name=NUMBERS.sub("*", p.name))].append(p.name)
-    patterns = Counter(p.name for p in alike)
-    rows: list[Sequence[str]] = [HEADER]
-    for p, names in alike.items():
-        name = names[0] if len(names) == 1 else f"{p.name} ({len(names)})"
-        if patterns[p.name] > 1:  # some layers are right, others wrong
-            name = ", ".join(names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES)
-        shape = " x ".join(map(str, p.shape)) or "()"
-        group = "" if p.group is None else str(p.group)
-        matrices, optimizer = str(p.matrices or ""), p.optimizer or "none"
-        wrong = "; ".join(p.problems)
-        rows.append((name, shape, p.role, matrices, optimizer, group, wrong))
-    lines = table_lines(rows)
-    counts = Counter(problem for p in audit.parameters for problem in p.problems)
-    lines.append("")
-    lines += [f"wrong: {problem}" for problem in audit.problems]
-    lines += [f"note: {note}" for note in audit.notes]
-    count = _counted(len(audit.parameters))
-    if audit.is_right:
-        lines.append(f"{count}: nothing is wrong")
-    else:
-        wrong = counts.total() + len(audit.problems)
-        lines.append(f"{count}: {wrong} problem{'s' * (wrong != 1)}")
-        # weight decay, which changes least, comes last
-        kinds = sorted(counts, key=lambda kind: (kind.startswith(DECAY), -counts[kind]))
-        lines += [f"  {counts[kind]} x {kind}" for kind in kinds]
-    if any(FUSED in kind for kind in counts):
-        lines.append(
-            "ngopt.BlockwiseOptimizer runs an optimizer on each matrix in a parameter."
-        )
-    return "\n".join(lines)
 
 
 def _counted(n: int) -> str:
