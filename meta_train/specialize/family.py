@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from ngopt import NGOptimizer
 from ngopt.importing import load_object
 from ngopt.soap.soap import Soap
 from ngopt.specialized.rates import Rates, Shapes
-from ngopt.specialized.storage import HandRule, with_rates
+from ngopt.specialized.storage import HandRule
 
 WORST = 5.0  # largest log loss of a run, above that of its first step
 LOWEST = 1e-30  # lower losses are equal to it
@@ -135,7 +135,8 @@ def _losses(
     """Of every step and copy, (steps, copies)."""
     if family.stacks:
         try:
-            return _stacked(family, seeds, with_rates(rule, rates), steps)
+            with_rates = replace(rule, multiplier=rates)
+            return _stacked(family, seeds, with_rates, steps)
         except RuntimeError as error:  # of vmap
             reason = str(error).partition("\n")[0]
             tqdm.write(f"Networks are trained one after another: {reason}")
@@ -145,7 +146,8 @@ def _losses(
         of_copy = None
         if rates is not None:
             of_copy = rates.of(range(i * count, (i + 1) * count))
-        columns.append(train(family.member(seed), with_rates(rule, of_copy), steps))
+        with_rates = replace(rule, multiplier=of_copy)
+        columns.append(train(family.member(seed), with_rates, steps))
     return torch.stack(columns, 1)
 
 

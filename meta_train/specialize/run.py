@@ -38,7 +38,7 @@ from meta_train.specialize.report import (
 from ngopt.pretrained import save_pretrained
 from ngopt.soap.soap import Soap
 from ngopt.specialized.rates import Rates
-from ngopt.specialized.storage import description_of, with_rates
+from ngopt.specialized.storage import description_of
 
 SEARCH_MEMBERS = 3, 12  # at least and at most
 GATE_SEEDS = range(2_000_000, 2_000_064)
@@ -141,7 +141,7 @@ def _specialized(settings: Settings) -> Path | None:
     if best.name != DEFAULT:
         path = settings.folder / f"{family.name}.safetensors"
         rates = learned_rates(family, best, settings, losses)
-        save_pretrained(with_rates(best.rule, rates), path)
+        save_pretrained(replace(best.rule, multiplier=rates), path)
         names = [name for name, _ in family.member(0).model.named_parameters()]
         if best.rates is not None:
             draw_rates(settings.folder / "rates.png", rates, names)

@@ -16,12 +16,6 @@ HandRule = Soap | FirstOrder
 TENSORS = "knots", "hidden", "output"
 
 
-def with_rates(rule: HandRule, rates: Rates | None) -> HandRule:
-    if isinstance(rule, Soap):
-        return Soap(rule.config, rates)
-    return replace(rule, multiplier=rates)
-
-
 def rates_of(rule: Any) -> Rates | None:
     multiplier = getattr(rule, "multiplier", None)
     return multiplier if isinstance(multiplier, Rates) else None
@@ -29,7 +23,7 @@ def rates_of(rule: Any) -> Rates | None:
 
 def to_json(rule: Any, rates: Rates) -> str:
     """All but tensors, recipe and table, of a rule with rates."""
-    base = with_rates(rule, None)
+    base = replace(rule, multiplier=None)
     settings = asdict(base.config) if isinstance(base, Soap) else asdict(base)
     parts = {"base": settings, "shapes": rates.shapes, "horizons": rates.horizons}
     return json.dumps(parts)

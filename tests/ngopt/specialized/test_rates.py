@@ -16,7 +16,7 @@ from ngopt.pretrained.weights_file import recipe_and_table
 from ngopt.soap.soap import Soap
 from ngopt.specialized.first_order import FirstOrder
 from ngopt.specialized.rates import FEATURES, BoundRates, Rates
-from ngopt.specialized.storage import HandRule, with_rates
+from ngopt.specialized.storage import HandRule
 
 BASES = {
     "default": Soap(),
@@ -70,7 +70,7 @@ def trained(
 
 
 def specialized(base: str, rates: Rates) -> HandRule:
-    return with_rates(BASES[base], rates)
+    return replace(BASES[base], multiplier=rates)
 
 
 @pytest.mark.parametrize("base", BASES)
