@@ -127,10 +127,8 @@ def describe(weights: str) -> dict[str, Any]:
 
 
 def _list(options: argparse.Namespace) -> None:
-    rows = []
-    for name in list_pretrained():
-        description = describe(name)
-        rows.append({key: description[key] for key in LISTED})
+    described = map(describe, list_pretrained())
+    rows = [{key: x[key] for key in LISTED} for x in described]
     if options.json:
         print(json.dumps(rows))
         return

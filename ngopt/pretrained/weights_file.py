@@ -118,9 +118,8 @@ def _read(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Pretrained:
 def _config(name: str, config_class: Any, config: str) -> Any:
     """The config of a rule or a metanet; config: JSON."""
     values = json.loads(config)
-    for key, value in values.items():
-        if isinstance(value, list):
-            values[key] = tuple(value)
+    lists = {key: tuple(x) for key, x in values.items() if isinstance(x, list)}
+    values.update(lists)
     expected = {field.name for field in fields(config_class)}
     different = sorted(values.keys() ^ expected)
     if different:
@@ -235,10 +234,8 @@ def tensors_of(rule: UpdateRule) -> dict[str, Tensor]:
         values = rule.metanet.state_dict()
     elif isinstance(rule, Soap) and isinstance(rule.multiplier, LearnedStep):
         values = rule.multiplier.predictor._asdict()
-    tensors = {}
-    for key, value in values.items():
-        tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
-    return tensors
+    cpu = {key: x.detach().to("cpu", torch.float32) for key, x in values.items()}
+    return {key: x.contiguous() for key, x in cpu.items()}
 
 
 def recipe_and_table(rule: UpdateRule) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -9,7 +9,6 @@ from torch import nn
 
 from ngopt.graph.build import build_graph
 from ngopt.graph.connectivity import unconnected
-from ngopt.graph.groups_and_blocks import NeuronGroup
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.roles.from_graph import check_module
 from ngopt.roles.neuron_usage import is_dense, is_gated
@@ -102,7 +101,11 @@ def _widths_read(graph: NeuralGraph) -> dict[int, int]:
     reads: dict[tuple[int, int], dict[Any, int]] = defaultdict(dict)
     for block in graph.weights:
         source = graph.groups[block.source]
-        if is_dense(block) and block.shape[2] > 1 and _is_hidden(source):
+        # hidden neurons, of which a wider network has more, may be outputs, too, such
+        # as the state of a recurrent layer
+        is_inner = source.role in ("hidden", "output") and not source.is_pinned
+        is_hidden = is_inner and source.kind != "token"
+        if is_hidden and is_dense(block) and block.shape[2] > 1:
             is_kernel = not is_gated(graph, block.target, block.slot_shape)
             width = block.shape[2] * (block.slots if is_kernel else 1)
             # heads are blocks of one parameter that read the same neurons
@@ -112,13 +115,6 @@ def _widths_read(graph: NeuralGraph) -> dict[int, int]:
     for (number, _), of_sources in reads.items():
         widths[number] = max(widths.get(number, 0), sum(of_sources.values()))
     return widths
-
-
-def _is_hidden(group: NeuronGroup) -> bool:
-    """Whether a wider network has more of these neurons. Hidden neurons may be outputs,
-    too, such as the state of a recurrent layer."""
-    is_inner = group.role in ("hidden", "output") and not group.is_pinned
-    return is_inner and group.kind != "token"
 
 
 def _check(name: str, value: float, is_positive: bool = False) -> None:

@@ -175,10 +175,8 @@ def _heads(graph: NeuralGraph) -> set[int]:
     The products are of two neurons, or of a neuron and a parameter.
     """
     heads = {i for i, group in enumerate(graph.groups) if group.kind == "head"}
-    factors = set()
-    for block in graph.blocks:
-        if block.kind in ("left", "right") and block.shape[1] > 1:
-            factors.add(block.source)
+    of_sides = [block for block in graph.blocks if block.kind in ("left", "right")]
+    factors = {block.source for block in of_sides if block.shape[1] > 1}
     for block in graph.blocks:
         if block.kind == "pool" and block.shape[0] > 1:
             into = graph.blocks_into(block.source)

@@ -132,12 +132,9 @@ def maps_of(
     coder: SlotEncoder | SlotDecoder, parts: Sequence[Bias | EdgeBlock]
 ) -> list[list[SlotMap]]:
     """The maps of every part; those of equal kernels and kinds are made once."""
-    maps: dict[tuple[tuple[int, ...], str], list[SlotMap]] = {}
-    for part in parts:
-        key = part.slot_shape, part.kind
-        if key not in maps:
-            maps[key] = coder.maps(*key)
-    return [maps[part.slot_shape, part.kind] for part in parts]
+    keys = [(part.slot_shape, part.kind) for part in parts]
+    maps = {key: coder.maps(*key) for key in dict.fromkeys(keys)}
+    return [maps[key] for key in keys]
 
 
 def take(x: Tensor, places: Sequence[int], axis: int) -> Tensor:
