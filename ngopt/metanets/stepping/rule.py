@@ -19,13 +19,12 @@ from ngopt import chunking, functional
 from ngopt.functional import BoundRule, Change, Gradients, Hyper, Record
 from ngopt.graph.neural_graph import NeuralGraph
 from ngopt.metanets import features
-from ngopt.metanets.features import MOMENTA, NUM_COLUMNS, STEP
+from ngopt.metanets.features import MOMENTA, NUM_COLUMNS, STEP, PackedMomenta
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
 from ngopt.metanets.metanet import Metanet
 from ngopt.metanets.predictor import Predictor
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
-from ngopt.metanets.stepping.packed_momenta import PackedMomenta
 from ngopt.schedule import steps_so_far
 
 # Up to this number of parameters, all features are in memory during a step.
