@@ -9,10 +9,10 @@ one after the other. A row belongs to one parameter, so that scalars of paramete
 broadcast as (rows, 1). A stack is all matrices of one layout in a bucket.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import prod
 from operator import attrgetter
 from typing import NamedTuple
@@ -211,10 +211,7 @@ class Bucket:
 
     def gather(self, values: Values) -> Tensor:
         """Values of parameters -> (rows, lanes) of the entries; may be a view."""
-        matrices = []
-        for parameter, _, layout, _ in self.entries:
-            x = values[parameter]
-            matrices.append(x if layout.view is None else layout.select(x))
+        matrices = [x.layout.select(values[x.parameter]) for x in self.entries]
         return self.pieces.join(matrices)
 
     def rotate(
@@ -259,21 +256,19 @@ def arranged(
 
     Kinds with few elements share a bucket first, so that large kinds have their own.
     """
-    kinds: dict[tuple, list[BucketEntry]] = {}
-    numels: Counter[tuple] = Counter()
+    kinds: dict[tuple, list[BucketEntry]] = defaultdict(list)
     for entry in entries:
-        kinds.setdefault(entry.kind, []).append(entry)
-        numels[entry.kind] += entry.numel
+        kinds[entry.kind].append(entry)
+    in_order = sorted(kinds.values(), key=lambda kind: sum(x.numel for x in kind))
     largest = chunk_size(BUCKET_ELEMENTS, device)
     buckets: list[list[BucketEntry]] = []
     free = -1
-    for kind in sorted(kinds, key=numels.__getitem__):
-        for entry in kinds[kind]:
-            if entry.numel > free:
-                buckets.append([])
-                free = largest
-            buckets[-1].append(entry)
-            free -= entry.numel
+    for entry in chain.from_iterable(in_order):
+        if entry.numel > free:
+            buckets.append([])
+            free = largest
+        buckets[-1].append(entry)
+        free -= entry.numel
     for of_bucket in buckets:
         of_bucket.sort(key=lambda entry: (entry.is_measured, not entry.kind))
     return buckets
