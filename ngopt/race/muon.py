@@ -99,15 +99,11 @@ class MuonWithAdam(OptimizerOfParts):
             matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
         products: Any = nullcontext()
         if self._matrices and self._matrices[0].is_cpu:
-            products = float32_products()
+            products = patch.object(
+                _muon, "_zeropower_via_newtonschulz", orthogonalized
+            )
         with products:
             super().step()
-
-
-def float32_products() -> Any:
-    """A context in which `torch.optim.Muon` has the products of `orthogonalized`; CPUs
-    that only emulate bfloat16 take 50 times as long in it."""
-    return patch.object(_muon, "_zeropower_via_newtonschulz", orthogonalized)
 
 
 def orthogonalized(
