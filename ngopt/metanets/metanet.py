@@ -74,8 +74,8 @@ class Metanet(nn.Module, ABC):
         d)` -> `(*batch, n)`."""
 
     def update_mlp(self) -> UpdateMLP | None:
-        """The MLP whose outputs are `updates`, if one is; `ngopt.metanets.predictor`
-        computes it faster without autograd."""
+        """The MLP whose outputs are `updates`, if one is; `Predictor` computes it
+        faster without autograd."""
         return None
 
     def checked_updates(self, features: Tensor, context: Tensor | None) -> Tensor:

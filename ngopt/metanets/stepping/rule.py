@@ -22,9 +22,9 @@ from ngopt.metanets import features
 from ngopt.metanets.features import MOMENTA, NUM_COLUMNS, STEP, PackedMomenta
 from ngopt.metanets.graph_data.feature_sources import FlatFeatures, RawFeatures
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.predictor import Predictor
 from ngopt.metanets.stepping.context import CONTEXT, GraphContext, StepPlan
 from ngopt.metanets.stepping.cooldown import Cooldown
+from ngopt.metanets.update_mlp import Predictor
 from ngopt.schedule import steps_so_far
 
 # Up to this number of parameters, all features are in memory during a step.

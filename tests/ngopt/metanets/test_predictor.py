@@ -9,9 +9,9 @@ from ngopt.metanets import METANETS
 from ngopt.metanets.features import MOMENTA, preprocess
 from ngopt.metanets.feedforward import FeedForwardConfig
 from ngopt.metanets.metanet import Metanet
-from ngopt.metanets.predictor import Predictor
 from ngopt.metanets.stepping import rule as metanet_rule
 from ngopt.metanets.stepping.rule import MetanetRule
+from ngopt.metanets.update_mlp import Predictor
 from tests.user_classes import Halved
 
 CAPACITY, USED = 7, 5

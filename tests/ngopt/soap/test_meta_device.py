@@ -13,7 +13,7 @@ from benchmarks.launches import MIB, Counts, quiet
 from benchmarks.shapes import NETWORKS, Gpt
 from ngopt import NGOptimizer, list_pretrained, load_pretrained
 from ngopt.metanets.feedforward import FeedForward, FeedForwardConfig
-from ngopt.metanets.predictor import Predictor
+from ngopt.metanets.update_mlp import Predictor
 from ngopt.pretrained import LearnedOptimizer
 from tests.selection import quick_first
 
