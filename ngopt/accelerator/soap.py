@@ -16,7 +16,7 @@ from ngopt.accelerator.cuda_graphs import (
     step_buffers,
     supports_cuda_graphs,
 )
-from ngopt.functional import AVERAGE, Change, Hyper, Record, apply
+from ngopt.functional import AVERAGE, Change, Hyper, apply
 from ngopt.roles.buckets import Bucket
 from ngopt.soap.eigenbasis import ROUNDS, Renewal
 from ngopt.soap.elementwise import Elementwise, StepScalars
@@ -26,15 +26,9 @@ from ngopt.soap.soap import SoapRule
 from ngopt.soap.update import SoapUpdate, Step
 
 
-def use_fast_functions(step: Step) -> None:
-    """Chooses the elementwise functions of a step on an accelerator."""
-    scalars = step.state.scalars
-    if step.in_place:  # autograd and vmap have no kernels
-        step.elementwise = _elementwise(scalars.device, scalars.dtype)
-
-
 @cache
-def _elementwise(device: torch.device, dtype: torch.dtype) -> Elementwise:
+def fast_elementwise(device: torch.device, dtype: torch.dtype) -> Elementwise:
+    """The elementwise functions of steps in place on an accelerator."""
     if dtype != torch.float32 or not devices.has_triton(device):
         return elementwise.ELEMENTWISE
     # Triton cannot be imported everywhere
@@ -53,6 +47,8 @@ class AcceleratedUpdate(SoapUpdate):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         like = self.network.like
+        self.elementwise = fast_elementwise(like.device, like.dtype)
+        self.on_host = False
         numel = sum(self.network.numels)
         self._graphs = GraphCache() if supports_cuda_graphs(like, numel) else None
         self._buffers: StepBuffers | None = None  # while a step is captured
@@ -60,22 +56,12 @@ class AcceleratedUpdate(SoapUpdate):
         for size, positions in self.renewals.positions.items():
             self._positions[size] = torch.tensor(positions, device=like.device)
 
-    def open(
-        self,
-        grads: Sequence[Any],
-        records: Sequence[Record],
-        params: Sequence[Tensor],
-        hyper: Hyper,
-        in_place: bool,
-    ) -> Step:
+    def open(self, grads: Sequence[Any], *arguments: Any, in_place: bool) -> Step:
         is_captured = devices.is_capturing(self.network.device)
         if self._graphs is not None and in_place and not is_captured:
             # the device copies while the host prepares the step
             self._graphs.copy([grads[i] for i in self.network.positions])
-        step = super().open(grads, records, params, hyper, in_place)
-        use_fast_functions(step)
-        step.on_host = False
-        return step
+        return super().open(grads, *arguments, in_place=in_place)
 
     def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
         """Yields nothing if a graph was replayed: it has changed the parameters."""

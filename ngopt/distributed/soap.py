@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ngopt import chunking
-from ngopt.accelerator.soap import use_fast_functions
+from ngopt.accelerator.soap import fast_elementwise
 from ngopt.distributed.checkpoint import ShardedState
 from ngopt.distributed.exchange import Arrival, Exchange, make_exchanges
 from ngopt.distributed.shards import Shards
@@ -163,19 +163,8 @@ class ShardedSoapUpdate(SoapUpdate):
         self.exchanges = make_exchanges(shards, max_elements, list(self._table_sizes))
         sums = SumsOfProcesses(shards, self.exchanges)
         super().__init__(network, *arguments, sums=sums)
-
-    def open(
-        self,
-        grads: Sequence[Any],
-        records: Sequence[Record],
-        params: Sequence[Tensor],
-        hyper: Hyper,
-        in_place: bool,
-    ) -> Step:
-        step = super().open(grads, records, params, hyper, in_place)
-        if self.network.device.type != "cpu":
-            use_fast_functions(step)
-        return step
+        if network.device.type != "cpu":
+            self.elementwise = fast_elementwise(network.device, network.like.dtype)
 
     def compute_scalars(self, step: Step, scheduled: ScheduledValues) -> None:
         super().compute_scalars(step, scheduled)

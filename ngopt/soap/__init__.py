@@ -16,5 +16,5 @@ parameters and exhausts its changes; only then is the step counted.
 Subclasses for accelerators and for several processes override `SoapRule.make_update`,
 `first_record` and `read_ages`, and of `SoapUpdate` `make_layout`, `renewal_positions`,
 `open`, `changes`, `compute_scalars`, `bucket_changes`, `gradients`, `add_squares` and
-`change`. `open` sets `elementwise` and `on_host` of a step.
+`change`. They set `elementwise` and `on_host`.
 """

@@ -38,14 +38,6 @@ class FactorScalars(NamedTuple):
     count: Array  # gradients so far, including this one
 
 
-class NewScalars(NamedTuple):
-    """Scalars of a step of all parameters, and the state after it."""
-
-    of_parameters: StepScalars
-    of_factors: FactorScalars
-    state: ScalarState
-
-
 class ScalarEquations:
     """Computes the scalars of a step of a network's parameters.
 
@@ -81,8 +73,10 @@ class ScalarEquations:
         rows: Array,
         multiplier: Array | None,
         youngest: float,
-    ) -> NewScalars:
-        """The step size is a scheduled value times factors, most of which are 1.
+    ) -> tuple[ScalarState, StepScalars, FactorScalars]:
+        """The state after the step, and scalars of parameters and factors.
+
+        The step size is a scheduled value times factors, most of which are 1.
 
         Args:
             measured, scheduled: arrays or tensors (n,).
@@ -150,7 +144,7 @@ class ScalarEquations:
         )
         factor_decay = xp.where(g.active, c.beta_factor * square, square)
         of_factors = FactorScalars(factor_decay, g.active, scheduled.count)
-        return NewScalars(of_parameters, of_factors, new_state)
+        return new_state, of_parameters, of_factors
 
 
 def restrained(

@@ -153,7 +153,9 @@ class SoapRule(BoundRule):
         if not present:
             return
         updates = self._updates_of(present, state, params, in_place)
-        steps = [x.open(grads, state, params, hyper, in_place) for x in updates]
+        steps = [
+            x.open(grads, state, params, hyper, in_place=in_place) for x in updates
+        ]
         now = self.read_ages(steps, grads, state, hyper)
         for update, step in zip(updates, steps, strict=True):
             changes = update.changes(step, now)

@@ -53,7 +53,7 @@ class Step:
     on_host: bool  # scalars are computed by NumPy
     state: StackedState  # of `records`; the step updates it in place
     average_weights: Sequence[Any]  # of the new values in the averages
-    elementwise: Elementwise = ELEMENTWISE
+    elementwise: Elementwise
     ages: Sequence[float] = ()  # previous gradients; () if they are on the device
     youngest: float = torch.inf  # least age; infinite if ages are on the device
     scalars: Tensor = field(init=False)  # `StepScalars`, (fields, n)
@@ -84,6 +84,8 @@ class SoapUpdate:
         self.network = network
         self.config = config
         self.sums = sums or Sums()
+        self.elementwise = ELEMENTWISE  # in place; autograd and vmap have no kernels
+        self.on_host = network.like.is_cpu  # where learning rates may be read
         self._multiplier = multiplier.bind(network) if multiplier else None
         self._kept = list(kept_scalars(multiplier))
         self._product_dtype = product_dtype
@@ -124,8 +126,7 @@ class SoapUpdate:
         if not in_place:
             own_records = [dict(record) for record in own_records]
         lr = [hyper.lr[i] for i in positions]
-        tensors = {x for x in lr if isinstance(x, Tensor)}
-        has_fixed_lr = in_place and not any(map(must_stay_tensor, tensors))
+        has_fixed_lr = in_place and not any(map(must_stay_tensor, set(lr)))
         weight_decay = [hyper.weight_decay[i] for i in positions]
         return Step(
             grads=[grads[i] for i in positions],
@@ -136,8 +137,9 @@ class SoapUpdate:
             in_place=in_place,
             has_fixed_lr=has_fixed_lr,
             state=self.layout.open(own_records, in_place),
-            on_host=has_fixed_lr and self.network.like.is_cpu,
+            on_host=has_fixed_lr and self.on_host,
             average_weights=[None] * len(positions),
+            elementwise=self.elementwise if in_place else ELEMENTWISE,
         )
 
     def changes(self, step: Step, now: float) -> Iterator[list[Change]]:
@@ -257,10 +259,10 @@ class SoapUpdate:
         multiplier, kept = None, rows[SUMS.stop :]
         if self._multiplier is not None:
             multiplier, kept = self._multiplied(step, measured, scheduled, kept)
-        new = self.scalars.of_step(
+        state, of_parameters, of_factors = self.scalars.of_step(
             measured, scheduled, rows[: SUMS.stop], multiplier, step.youngest
         )
-        kinds = (*new.state, *kept), new.of_parameters, new.of_factors
+        kinds = (*state, *kept), of_parameters, of_factors
         of_all = list(chain.from_iterable(kinds))
         table = devices.stacked(of_all, len(step.params), self.layout.dtype)
         of_state, step.scalars, of_factors = table.split_with_sizes([*map(len, kinds)])

@@ -70,7 +70,7 @@ def check_replayed_steps():
     buckets.MEASURED_ELEMENTS = 100
     expected = train(copy.deepcopy(model))
     kernels = kernels._replace(change_weights=counted)
-    soap._elementwise = lambda device, dtype: kernels
+    soap.fast_elementwise = lambda device, dtype: kernels
     soap.supports_cuda_graphs = lambda like, count: True
     SoapRule.make_update = soap.AcceleratedUpdate
     GraphCache._capture = captured
