@@ -19,7 +19,6 @@ GROUND_FLOOR = (
     "ngopt.devices",
     "ngopt.functional",
     "ngopt.importing",
-    "ngopt.measurements",
     "ngopt.newton_schulz",
     "ngopt.packing",
     "ngopt.schedule",

@@ -29,7 +29,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ngopt import measurements
 from ngopt.devices import Array, Pair, array_module, precise_dtype
 from ngopt.functional import Sums
 from ngopt.soap.config import Measured, Network, SoapConfig
@@ -46,6 +45,9 @@ SAME_PRODUCT = 1.003  # largest ratio of inner products of one chain
 SAME_RMS = 1.00001  # largest ratio of the RMS of gradients of copies
 SHORTEST_CHAIN = 3  # matrices; two can have the same product by chance
 MOST_COMPARED = 4096  # parameters, each with each other; no chain has so many
+ITERATIONS = 6  # of a power iteration
+# Largest singular value of random matrices, in units of RMS (sqrt m + sqrt n).
+RANDOM_EDGE = 1.02
 TINY = 1e-30
 
 
@@ -84,7 +86,7 @@ class FirstSteps:
         norms = norms.detach()
         radial = [torch.ones_like(norms[0])] * len(norms)
         if self.matrices:
-            products = measurements.inner_products(grads, params, self.matrices)
+            products = inner_products(grads, params, self.matrices)
             products = sums.of_parts(products.to(norms.dtype), self.matrices)
             for i, product in zip(self.matrices, products, strict=True):
                 cosine = product.abs() / norms[i].clip(TINY)
@@ -96,14 +98,14 @@ class FirstSteps:
         excess = [torch.zeros_like(self.numels[0])] * len(params)
         for i, p in sums.whole_parameters(params):
             if i in self.matrices:
-                excess[i] = measurements.spectral_excess(p).to(self.numels.dtype)
+                excess[i] = spectral_excess(p).to(self.numels.dtype)
         return sums.of_owners(torch.stack(excess))
 
     def density(
         self, grads: Sequence[Tensor], indices: Sequence[int], sums: Sums
     ) -> Tensor:
         """Shares of nonzero elements of gradients at some indices, else 1; (n,)."""
-        counts = measurements.dense_counts(grads, indices)
+        counts = dense_counts(grads, indices)
         counts = sums.of_parts(counts, indices)
         shares = counts / self.numels[list(indices)]
         density = [torch.ones_like(self.numels[0])] * len(grads)
@@ -310,3 +312,47 @@ def mean_density(share: Array, density: Array, count: Array) -> Pair:
     new = xp.where(is_first, share, density + (share - density) / count)
     old = xp.where(is_first, xp.ones_like(density), density)
     return new.clip(MIN_DENSITY) / old.clip(MIN_DENSITY), new
+
+
+def dense_counts(grads: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
+    """Numbers of nonzero elements in the gradients at some indices, (k,)."""
+    dtype = precise_dtype(grads[0].device)
+    return torch.stack([(grads[i] != 0).sum().to(dtype) for i in indices])
+
+
+def inner_products(
+    x: Sequence[Tensor], y: Sequence[Tensor], indices: Sequence[int]
+) -> Tensor:
+    """Inner products of the tensors at some indices, (k,), at least in float32."""
+    products = []
+    for i in indices:
+        dtype = torch.promote_types(x[i].dtype, torch.float32)
+        a, b = x[i].detach().flatten(), y[i].detach().flatten()
+        products.append(torch.dot(a.to(dtype), b.to(dtype)))
+    return torch.stack(products).to(precise_dtype(x[0].device))
+
+
+def spectral_excess(weight: Tensor) -> Tensor:
+    """log of largest singular value / that of random matrices with equal RMS, ().
+
+    A lower estimate, at least 0, invariant to permutations of neurons; 0 for weights
+    that are not finite. weight: (m, ...).
+    """
+    w = weight.detach().reshape(len(weight), -1)
+    w = w.to(torch.promote_types(w.dtype, torch.float32))
+    w = w / w.abs().amax().clip(min=TINY)
+    v = w.sum(1)
+    for _ in range(ITERATIONS):
+        v = w @ (w.mT @ _normalized(v))
+    v = _normalized(v)
+    largest = (w.mT @ v).norm()
+    rms = w.square().mean().sqrt()
+    roots = len(w) ** 0.5 + w.shape[1] ** 0.5
+    edge = RANDOM_EDGE * rms.mul(roots)
+    ratio = largest / edge.clip(min=TINY)
+    excess = ratio.clip(min=1.0).log()
+    return excess.nan_to_num(0.0, 0.0)
+
+
+def _normalized(v: Tensor) -> Tensor:
+    return v / v.norm().clip(min=TINY)

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from ngopt import NGOptimizer
-from ngopt.measurements import dense_counts, spectral_excess
 from ngopt.soap.config import SoapConfig
 from ngopt.soap.first_steps import (
     MAX_AGREEMENT,
     agreement,
     chain_length,
+    dense_counts,
     initial_size,
     mean_density,
+    spectral_excess,
     trained,
 )
 
