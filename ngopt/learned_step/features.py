@@ -144,7 +144,7 @@ def known_features(
         elements[roles[i].role] += math.prod(shapes[i])
         if roles[i].role == "output":
             log_outputs = rows[-1]
-    values = {
+    return {
         LOG_STEPS: math.log(total_steps / HORIZON),
         "log matrices": math.log(count),
         "mean log rows": sum(rows) / count,
@@ -164,7 +164,6 @@ def known_features(
         "log outputs": log_outputs,
         "share of output": elements["output"] / total,
     }
-    return values
 
 
 def weight_features(sizes: Tensor, excesses: Tensor) -> dict[str, Tensor]:

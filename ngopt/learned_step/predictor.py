@@ -140,9 +140,10 @@ class NetworkFactors:
         return state["predicted"]
 
     def predicted(self, measured: Measured) -> Tensor:
-        """The factors, (n,); 1 without matrices, and without a gradient of them.
+        """The factors, (n,), from 1/2 to 2, and exactly 1 where within 2 % of it.
 
-        The gradients of a loss that is 0 or not finite count as none.
+        1 without matrices, and without a gradient of them. The gradients of a loss that
+        is 0 or not finite count as none.
         """
         if not self._features.matrices:
             return torch.ones_like(self._positions)
@@ -150,15 +151,8 @@ class NetworkFactors:
         predicted = self._predictor.predict(values.unsqueeze(0)).squeeze(0)
         has_gradient = values[FEATURES.index(NO_GRADIENT)] < 1
         predicted = torch.where(has_gradient, predicted, 0.0)
-        return layer_factors(predicted.nan_to_num(0.0), self._positions)
-
-
-def layer_factors(predicted: Tensor, positions: Tensor) -> Tensor:
-    """Factors of parameters (n,), from 1/2 to 2, and exactly 1 where within 2 % of it.
-
-    predicted: see `StepPredictor`, (2,). positions: see `layer_positions`, (n,).
-    """
-    log_factor = predicted[0] + predicted[1] * positions
-    log_factor = log_factor.clamp(-MAX_LOG2, MAX_LOG2)
-    is_negligible = log_factor.abs() <= NEGLIGIBLE
-    return torch.exp2(torch.where(is_negligible, 0.0, log_factor))
+        of_all, at_last = predicted.nan_to_num(0.0)
+        log_factor = of_all + at_last * self._positions
+        log_factor = log_factor.clamp(-MAX_LOG2, MAX_LOG2)
+        is_negligible = log_factor.abs() <= NEGLIGIBLE
+        return torch.exp2(torch.where(is_negligible, 0.0, log_factor))
