@@ -51,7 +51,6 @@ class Hyper(NamedTuple):
 
 
 def all_elements(x: Tensor) -> Tensor:
-    """All elements of a parameter."""
     return x
 
 
@@ -61,9 +60,8 @@ class Change(NamedTuple):
     position: int  # of the parameter
     delta: Tensor  # is added to the elements
     record: Record  # the new state
-    select: Callable[[Tensor], Tensor] = (
-        all_elements  # view of the elements that change
-    )
+    # view of the elements that change
+    select: Callable[[Tensor], Tensor] = all_elements
     average_weight: float | Tensor | None = None  # of the new values in the average
 
 

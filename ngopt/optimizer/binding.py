@@ -168,14 +168,11 @@ class BoundParameters:
     def records_for_step(self, state: State, grads: Gradients) -> list[Record]:
         """The state of all parameters in the graph, initialized for parameters with a
         first gradient."""
-        records: list[Record] = []
+        records = self.records(state)
         first_values: dict[int, Tensor] = {}
         for i, p in enumerate(self.params):
-            record = state.get(p) or {}
-            if grads[i] is not None and not record:
+            if grads[i] is not None and not records[i]:
                 first_values[i] = real(local(p))
-            records.append(record)
-        records += [{}] * (len(grads) - len(records))
         if first_values:
             assert self.rule is not None
             initial = self.initial_records(self.rule, first_values)
