@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import AdamW, Optimizer
 
-from ngopt.blockwise.parameters import SplitParameter, WholeParameter, is_whole
+from ngopt.blockwise.parameters import LinkedParameter, SplitParameter, is_whole
 from ngopt.blockwise.state_dicts import (
     OPTIONS,
     Group,
@@ -255,10 +255,10 @@ class BlockwiseOptimizer(Optimizer):
         group = {**group, **settings_of(link.inner_group), "param_names": names}
         super().add_param_group(group)
 
-    def _parameter(self, p: Tensor) -> WholeParameter | SplitParameter:
+    def _parameter(self, p: Tensor) -> LinkedParameter:
         of_model = self._of_model[p]
         if is_whole(p, of_model.stacks):
-            return WholeParameter(p)
+            return LinkedParameter(p)
         takes_stacks = bool(self._options["takes_stacks"])
         return SplitParameter(of_model.name, p, of_model.stacks, takes_stacks)
 

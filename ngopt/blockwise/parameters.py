@@ -14,8 +14,8 @@ State = Mapping[Any, Any]
 """Of one parameter of an optimizer."""
 
 
-class WholeParameter:
-    """A parameter that another optimizer has as it is.
+class LinkedParameter:
+    """A parameter of the model, which another optimizer has as it is.
 
     Attributes:
         inner: what the other optimizer has.
@@ -43,8 +43,8 @@ class WholeParameter:
         return [state]
 
 
-class SplitParameter:
-    """A parameter whose matrices are parameters of another optimizer.
+class SplitParameter(LinkedParameter):
+    """A parameter whose matrices another optimizer has in its place.
 
     They share memory with it where strides allow. Elsewhere, and if the parameter is a
     DTensor, their values are copied before and after each step.
@@ -76,7 +76,6 @@ class SplitParameter:
             matrix.data = value
 
     def before_step(self) -> None:
-        """Gives the inner parameters their values and gradients."""
         gradient = self._parameter.grad
         if gradient is None:
             for matrix in self.inner:
@@ -87,7 +86,6 @@ class SplitParameter:
             matrix.grad = part
 
     def after_step(self) -> None:
-        """Gives the parameter the values of the inner ones."""
         p = self._parameter
         if p.grad is None:
             return
@@ -101,11 +99,9 @@ class SplitParameter:
             self._write(p.detach())
 
     def joined_state(self, states: Sequence[State]) -> State:
-        """What is stored for the parameter. states: of the inner ones."""
         return dict(enumerate(states)) if any(states) else {}
 
     def inner_states(self, state: State) -> Sequence[State]:
-        """The inverse of `joined_state`. Raises ValueError if `state` does not fit."""
         numbered = {str(key): value for key, value in state.items()}  # "0" in files
         keys = [str(i) for i in range(len(self.inner))]
         if numbered and set(numbered) != set(keys):
@@ -128,11 +124,10 @@ class SplitParameter:
         """Copies the inner parameters into a tensor of the parameter's shape."""
         inner: Iterator[Tensor] = iter(self.inner)
         for stack in self._stacks:
-            k, *_ = stack.shape
             if self._keeps_stacks:
                 stack.write(whole, next(inner))
             else:
-                stack.write(whole, torch.stack(list(islice(inner, k))))
+                stack.write(whole, torch.stack(list(islice(inner, stack.shape[0]))))
 
 
 def is_whole(parameter: Tensor, stacks: Sequence[MatrixStack]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ngopt.blockwise.parameters import SplitParameter, State, WholeParameter
+from ngopt.blockwise.parameters import LinkedParameter, State
 
 OF_PARAMETERS = "params", "param_names", "role"
 """Keys of a group that are not settings; the other optimizers have none of them."""
@@ -31,7 +31,7 @@ class GroupLink:
 
     def __init__(
         self,
-        parameters: Sequence[WholeParameter | SplitParameter],
+        parameters: Sequence[LinkedParameter],
         which: str,
         optimizer: Optimizer,
         number: int,
