@@ -97,9 +97,7 @@ class AcceleratedUpdate(SoapUpdate):
         if ROUNDS / 2 < length < self.renewals.every:  # no later step has this phase
             return False
         changed = list(step.params)
-        for record in step.records:
-            if AVERAGE in record:
-                changed.append(record[AVERAGE])
+        changed += [x[AVERAGE] for x in step.records if AVERAGE in x]
         others = [*changed, *step.state.tensors]
         buffers = partial(step_buffers, self.layout.buckets, step.grads, step.params)
         work = partial(self._capture, step)
@@ -158,15 +156,8 @@ def next_values(schedule: StepSchedule, hyper: Hyper) -> ScheduledValues:
     before = times_lr(schedule.table, hyper)
     age = before.count.clone()
     before.count.add_(1)
-    values = schedule.at(
-        age,
-        age.max() + schedule.lag,
-        hyper,
-        beta2=before.beta2,
-        peak_step_size=before.peak_step_size,
-        peak_weight_decay=before.peak_weight_decay,
-        inverse_init_rms=before.inverse_init_rms,
-    )
+    constants = {key: getattr(before, key) for key in schedule.constants}
+    values = schedule.at(age, age.max() + schedule.lag, hyper, **constants)
     rows = []
     for x in values:
         is_tensor = isinstance(x, Tensor)

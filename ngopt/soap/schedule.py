@@ -49,7 +49,8 @@ class StepSchedule:
     """Computes `ScheduledValues` of a network's parameters.
 
     table: the values of the last step, (fields, n) on the device; None on a host. lag:
-    steps of the run before the first one of the oldest parameter.
+    steps of the run before the first one of the oldest parameter. constants: the last
+    fields, of the last step on the host.
     """
 
     def __init__(self, network: Network, config: SoapConfig):
@@ -65,7 +66,7 @@ class StepSchedule:
         squares = np.array([3 * (role.fan_in or 0) for role in roles])
         beta2 = [config.beta2, config.beta2_table]
         self._settings: tuple[Any, ...] | None = None  # of the last step
-        self._constants = {
+        self.constants = {
             "inverse_init_rms": squares**0.5,
             "beta2": np.array([beta2[role.role == "embedding"] for role in roles]),
         }
@@ -99,12 +100,12 @@ class StepSchedule:
             for default, decay in zip(self._decays, hyper.weight_decay, strict=True):
                 decays.append(default if decay is None else unit * decay)
             negative = -np.array(rates, dtype=np.float64)
-            self._constants["peak_step_size"] = negative * self._gains
-            self._constants["peak_weight_decay"] = negative * np.array(decays)
+            self.constants["peak_step_size"] = negative * self._gains
+            self.constants["peak_weight_decay"] = negative * np.array(decays)
         oldest = max(ages)
         self.lag = now - oldest
         age = np.array(ages) if min(ages) < oldest else oldest
-        values = self.at(age, now, hyper, **self._constants)
+        values = self.at(age, now, hyper, **self.constants)
         if on_host:
             return values
         table = stacked(values, len(rates), precise_dtype(self.device))
@@ -210,6 +211,5 @@ def role_gain(role: ParameterRole, config: SoapConfig) -> float:
 
 
 def short_run_multiplier(config: SoapConfig, total_steps: int | None) -> float:
-    """The factor of the step size of short runs."""
     ratio = config.short_run_steps / (total_steps or config.short_run_steps)
     return max(ratio, 1.0) ** config.short_run_exponent
