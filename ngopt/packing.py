@@ -126,10 +126,7 @@ class PackedState:
         tensor is made after the other, to limit transient memory.
         """
         if not in_place:
-            copies = []
-            for packing in self.packings:
-                copies.append(self._joined(packing, records).clone())
-            return copies
+            return [self._joined(x, records).clone() for x in self.packings]
         stored = list(chain.from_iterable(map(dict.values, records)))
         known = self._stored  # compared first, as finding keys takes longer
         if len(stored) == len(known) and all(map(is_, stored, known)):

@@ -21,7 +21,6 @@ class Piece(NamedTuple):
 
     @classmethod
     def full(cls, shape: tuple[int, ...]) -> "Piece":
-        """All elements."""
         return cls((0,) * len(shape), shape)
 
     @property

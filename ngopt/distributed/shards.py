@@ -184,7 +184,6 @@ class Shards:
         return shards
 
     def numel(self, i: int) -> int:
-        """Elements of a whole parameter."""
         return prod(self.shapes[i])
 
     def sources(self, i: int, target: int) -> Iterator[tuple[int, Piece]]:

@@ -30,10 +30,7 @@ BUILT_IN = "built-in"  # `lr_schedule`: see `learning_rates`
 
 def group_tensors(groups: Iterable[Group]) -> list[Tensor]:
     """All parameters, in order."""
-    params: list[Tensor] = []
-    for group in groups:
-        params += group["params"]
-    return params
+    return [p for group in groups for p in group["params"]]
 
 
 def group_names(groups: Iterable[Group]) -> list[str]:

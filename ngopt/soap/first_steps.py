@@ -64,10 +64,8 @@ class FirstSteps:
         self.config = config
         dtype = precise_dtype(network.device)
         self.numels = torch.tensor(network.numels, dtype=dtype, device=network.device)
-        self.matrices = []
-        for i, shape in enumerate(network.shapes):
-            if len(shape) > 1 and prod(shape) > 0:
-                self.matrices.append(i)
+        shapes = enumerate(network.shapes)
+        self.matrices = [i for i, x in shapes if len(x) > 1 and prod(x) > 0]
         self._sizes = torch.zeros_like(self.numels)  # elements of matrices
         self._sizes[self.matrices] = self.numels[self.matrices]
         is_table = [role.role == "embedding" for role in network.roles]

@@ -243,7 +243,6 @@ class SoapUpdate:
     def change(
         self, step: Step, bucket: Bucket, u: Tensor, rows: StepScalars
     ) -> list[Change]:
-        """The changes of the weights of a bucket."""
         weights = bucket.gather(step.params).to(self.layout.dtype)
         momentum = step.state.momentum[bucket]
         delta = step.elementwise.change(u, momentum, weights, rows)
@@ -275,7 +274,6 @@ class SoapUpdate:
             step.average_weights = devices.separate(weights, step.scalars)
 
     def measure(self, step: Step) -> Measured:
-        """Measures gradients and weights."""
         tensors, roots = [*step.grads, *step.params], self._roots
         norms = self.sums.norms(devices.norms(tensors, roots.dtype, step.in_place))
         is_early = step.youngest < OBSERVED_STEPS
