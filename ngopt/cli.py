@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--steps", type=int, default=300, help=f"of a run {DEFAULT}")
     option("--seeds", type=int, default=1, help=f"runs at the best rate {DEFAULT}")
     option("--device", default="cpu", help=f"of torch {DEFAULT}")
-    folder = Path("runs/race")
-    option("--folder", type=Path, default=folder, help=f"of the report {DEFAULT}")
+    option("--folder", type=Path, default="runs/race", help=f"of the report {DEFAULT}")
     option("--json", action="store_true", help="print JSON, not a table")
     text = "the best rule for a family of training runs"
     specialize = commands.add_parser("specialize", help=text)
@@ -93,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--horizons", default="50:200", help=text)
     text = f"of search and evolution {DEFAULT}"
     option("--minutes", type=float, default=20.0, help=text)
-    folder = Path("runs/specialize")
-    option("--folder", type=Path, default=folder, help=f"of the results {DEFAULT}")
+    text = f"of the results {DEFAULT}"
+    option("--folder", type=Path, default="runs/specialize", help=text)
     return parser
 
 
