@@ -117,8 +117,7 @@ class FirstSteps:
         """The state with the new factors."""
         if measured.excess is not None:
             state = self._at_start(measured, scheduled, state)
-        if measured.radial is not None:
-            state = self._from_invariance(measured, scheduled, state)
+        state = self._from_invariance(measured, scheduled, state)
         if measured.momentum_squares is not None:
             state = self._from_agreement(measured, scheduled, state)
         if measured.density is not None and self.tables:
