@@ -53,6 +53,9 @@ class GraphSource:
 
     def stop_recording(self) -> None:
         """Stops waiting for a forward pass."""
+        if self.recorder is not None:
+            self.recorder.remove()
+            self.recorder = None
 
     def record_again(self) -> None:
         """Waits for the next forward pass, of a module with other parameters."""
@@ -163,11 +166,6 @@ class TracedGraph(GraphSource):
     def awaits_forward(self) -> bool:
         is_recording = self.recorder is not None and not self.has_new_inputs
         return is_recording and self.graph is None
-
-    def stop_recording(self) -> None:
-        if self.recorder is not None:
-            self.recorder.remove()
-            self.recorder = None
 
     def record_again(self) -> None:
         if self.model is not None and self.recorder is None:
