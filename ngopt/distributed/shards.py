@@ -59,10 +59,7 @@ class Shards:
         self.rank = ranks.index(distributed.get_rank())
         self.size = len(ranks)
         self.collectives = Collectives(ranks, group)
-        self.local_only: list[bool] = []
-        self._known: list[Ownership | None] = []
         local_parameters = []
-        self.shapes: list[tuple[int, ...]] = []
         for name, p in named:
             is_local_only = group is None and not shard_layout.is_dtensor(p)
             shape = tuple(real(p).shape)
@@ -70,9 +67,9 @@ class Shards:
             local_parameters.append(
                 LocalParameter(name, shape, str(p.dtype), piece, is_local_only)
             )
-            self.shapes.append(shape)
-            self.local_only.append(is_local_only)
-            self._known.append(known.get(p))
+        self.shapes = [x.shape for x in local_parameters]
+        self.local_only = [x.is_local_only for x in local_parameters]
+        self._known = [known.get(p) for p in params]
         parameters_of_ranks = self.collectives.gather(local_parameters)
         _check_equal_parameters(parameters_of_ranks)
         self.pieces: list[tuple[Piece, ...]] = []
