@@ -14,8 +14,13 @@ from harness import cli
 from harness.files import read_lines
 from harness.tables import text_table
 from meta_train.step_size import collect
-from meta_train.step_size.collect import Record, append_missing, measured_record
-from meta_train.step_size.copies import SEEDS, Factors
+from meta_train.step_size.collect import (
+    SEEDS,
+    Factors,
+    Record,
+    append_missing,
+    measured_record,
+)
 from meta_train.step_size.fit import formatted, row_of
 from meta_train.step_size.outcomes import after_first_step, log_losses
 from meta_train.step_size.trainings import draw

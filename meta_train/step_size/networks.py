@@ -1,5 +1,6 @@
 """Small networks of many kinds, with PyTorch's initial weights."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -7,11 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import functional_call, grad
 
-from meta_train.step_size.sources import Task
+from meta_train.step_size.tasks import Task
 
 HEAD = 12  # neurons of an attention head at least
+GROUPS = 4  # of a group norm at most
+PATCH = 4  # side of a patch in pixels
+PATCHES = 9  # of an image of 14x14 pixels
 PLACES = 0.02  # standard deviation of positions, as in GPT-2
 
 
@@ -67,6 +71,13 @@ FEATURE_NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 """Norms of features (..., width)."""
 
+CHANNEL_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": nn.Identity,
+    "batch": partial(nn.BatchNorm2d, track_running_stats=False),
+    "group": lambda width: nn.GroupNorm(math.gcd(GROUPS, width), width),
+}
+"""Norms of images (b, width, rows, columns)."""
+
 
 class Layer(nn.Module):
     """A linear map or convolution, its norm and activation; perhaps residual."""
@@ -90,11 +101,29 @@ def _dense(inputs: int, s: NetworkSettings) -> Layer:
     return Layer(linear, norm, s.act(), skip)
 
 
+def mlp_between(
+    inputs: int,
+    outputs: int,
+    s: NetworkSettings,
+    layer: Callable[[int, NetworkSettings], nn.Module] = _dense,
+) -> nn.Sequential:
+    """depth hidden layers."""
+    layers = nn.Sequential(nn.Flatten(), layer(inputs, s))
+    layers.extend(layer(s.width, s) for _ in range(1, s.depth))
+    return layers.append(nn.Linear(s.width, outputs))
+
+
 def mlp(s: NetworkSettings) -> nn.Sequential:
+    """SIRENs begin as in Sitzmann et al. 2020, section 3.2; their frequency is that of
+    the first layer at any frequency."""
     model = mlp_between(s.inputs, s.task.outputs, s)
     activation = s.act()
     if isinstance(activation, Sine):
-        initialize_siren(model, activation.frequency)
+        linears = [x for x in model.modules() if isinstance(x, nn.Linear)]
+        for linear in linears:
+            bound = 15.0 if linear is linears[0] else (6 / linear.in_features) ** 0.5
+            bound /= activation.frequency
+            nn.init.uniform_(linear.weight, -bound, bound)
     return model
 
 
@@ -128,13 +157,6 @@ class Solver(nn.Module):
         return bump * self.layers(points)
 
 
-def mlp_between(inputs: int, outputs: int, s: NetworkSettings) -> nn.Sequential:
-    """depth hidden layers."""
-    layers = nn.Sequential(nn.Flatten(), _dense(inputs, s))
-    layers.extend(_dense(s.width, s) for _ in range(1, s.depth))
-    return layers.append(nn.Linear(s.width, outputs))
-
-
 def autoencoder(s: NetworkSettings) -> nn.Sequential:
     """Hidden layers whose widths halve and then double."""
     widths = [max(4, s.width >> i) for i in range((s.depth + 1) // 2)]
@@ -164,9 +186,43 @@ class GatedLayer(nn.Module):
 
 
 def gated_mlp(s: NetworkSettings) -> nn.Sequential:
-    layers = nn.Sequential(nn.Flatten(), GatedLayer(s.inputs, s))
-    layers.extend(GatedLayer(s.width, s) for _ in range(1, s.depth))
-    return layers.append(nn.Linear(s.width, s.task.outputs))
+    return mlp_between(s.inputs, s.task.outputs, s, GatedLayer)
+
+
+def _convolution(channels: int, s: NetworkSettings) -> Layer:
+    linear = nn.Conv2d(channels, s.width, 3, padding=1)
+    norm = CHANNEL_NORMS[s.norm](s.width)
+    skip = s.skip and channels == s.width
+    return Layer(linear, norm, s.act(), skip)
+
+
+def cnn(s: NetworkSettings) -> nn.Sequential:
+    """3x3 convolutions of gray images, pooled by two after the first and the second."""
+    layers = nn.Sequential()
+    channels = 1
+    for i in range(s.depth):
+        layers.append(_convolution(channels, s))
+        if i < 2:
+            layers.append(nn.MaxPool2d(2))
+        channels = s.width
+    linear = nn.Linear(s.width, s.task.outputs)
+    return layers.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear])
+
+
+def strided_cnn(s: NetworkSettings) -> nn.Sequential:
+    """Strided convolutions whose channels double, then a dense layer of all pixels."""
+    layers = nn.Sequential()
+    channels, side = 1, 14
+    for i in range(s.depth):
+        width = s.width << i
+        layers.append(nn.Conv2d(channels, width, 3, 2, padding=1))
+        layers.append(CHANNEL_NORMS[s.norm](width))
+        layers.append(s.act())
+        channels, side = width, (side + 1) // 2
+    layers.append(nn.Flatten())
+    layers.append(nn.Linear(channels * side**2, 2 * s.width))
+    layers.append(s.act())
+    return layers.append(nn.Linear(2 * s.width, s.task.outputs))
 
 
 class Attention(nn.Module):
@@ -250,6 +306,34 @@ def gpt(s: NetworkSettings) -> nn.Sequential:
     return nn.Sequential(embed, transformer_blocks(s, causal=True), head)
 
 
+class Patches(nn.Module):
+    """Embeddings of square patches of gray images and their positions."""
+
+    def __init__(self, s: NetworkSettings):
+        super().__init__()
+        self.project = nn.Conv2d(1, s.width, PATCH, PATCH)
+        self.positions = nn.Parameter(PLACES * torch.randn(PATCHES, s.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x).flatten(2).mT + self.positions
+
+
+class MeanHead(nn.Module):
+    """Predicts from the mean of all positions."""
+
+    def __init__(self, s: NetworkSettings):
+        super().__init__()
+        self.norm = nn.LayerNorm(s.width)
+        self.linear = nn.Linear(s.width, s.task.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x).mean(1))
+
+
+def vit(s: NetworkSettings) -> nn.Sequential:
+    return nn.Sequential(Patches(s), transformer_blocks(s, causal=False), MeanHead(s))
+
+
 class Factors(nn.Module):
     """Dot products of the embeddings of two items, (b,)."""
 
@@ -279,14 +363,34 @@ class Bag(nn.Module):
         return self.head(self.words(x).mean(1))
 
 
-@torch.no_grad()
-def initialize_siren(model: nn.Module, frequency: float) -> None:
-    """As in Sitzmann et al. 2020, section 3.2; their frequency is that of the first
-    layer at any `frequency`."""
-    first = True
-    for module in model.modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        bound = 15.0 if first else (6 / module.in_features) ** 0.5
-        module.weight.uniform_(-bound / frequency, bound / frequency)
-        first = False
+class Players(nn.Module):
+    """A generator of points (b, size) from noise, and a critic of points: a generative
+    adversarial network (Goodfellow et al. 2014).
+
+    Each has gradients of its own loss alone, so that one optimizer can step both.
+
+    Inputs are noise and real points, (b, noise + size). Outputs are the critic's logits
+    of real points, of generated points, and of generated points without gradients for
+    the critic; squared slopes of the critic, 0 in evaluation; and generated points,
+    (b, 4 + size).
+    """
+
+    def __init__(self, s: NetworkSettings):
+        super().__init__()
+        size = s.task.outputs
+        self.noise = s.inputs - size
+        self.generator = mlp_between(self.noise, size, s)
+        self.critic = mlp_between(size, 1, s)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise, real = x[:, : self.noise], x[:, self.noise :]
+        fake = self.generator(noise)
+        weights = {name: p.detach() for name, p in self.critic.named_parameters()}
+        fixed = functional_call(self.critic, weights, (fake,))
+        points = fake.detach()
+        squares = torch.zeros_like(fixed)
+        if self.training:
+            for x in (real, points):
+                squares = squares + slopes(self.critic, x).square().sum(1, keepdim=True)
+        logits = self.critic(real), self.critic(points), fixed
+        return torch.cat((*logits, squares, fake), 1)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from harness.files import append_line, read_lines
-from meta_train.step_size.collect import SLOPES
-from meta_train.step_size.copies import MULTIPLIERS, SEEDS
+from meta_train.step_size.collect import MULTIPLIERS, SEEDS, SLOPES
 from meta_train.step_size.tasks import EXACT
-from meta_train.step_size.trainings import Training, first_gradients
+from meta_train.step_size.trainings import Training
 from ngopt import NGOptimizer
 from ngopt.learned_step.features import FEATURES, NetworkFeatures
 from ngopt.soap.config import BoundMultiplier, Measured, Network
@@ -161,7 +160,10 @@ def after_first_step(
     training: Training, seed: int, rule: Any, is_named: bool = True
 ) -> NGOptimizer:
     """The optimizer of a training after its first step. rule: of `NGOptimizer`."""
-    model, grads = first_gradients(training, seed)
+    model, task = training.build(seed), training.task
+    chosen = training.indices(seed, 0)
+    loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
+    grads = torch.autograd.grad(loss, list(model.parameters()))
     params = model.named_parameters() if is_named else model.parameters()
     opt = NGOptimizer(params, rule=rule, total_steps=training.steps)
     for p, grad in zip(model.parameters(), grads, strict=True):

@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.random import derive_seed, seeded
-from meta_train.step_size import games, image_networks, networks
+from meta_train.step_size import networks
 from meta_train.step_size.networks import ACTIVATIONS, NetworkSettings
-from meta_train.step_size.sources import Task
-from meta_train.step_size.tasks import EXACT, make_task
+from meta_train.step_size.tasks import EXACT, Task, make_task
 
 
 class Family(NamedTuple):
     """A row of `families.json`. weight: how often it is drawn, relative to others.
 
     An entry that is repeated is drawn more often. Depths and widths are ranges.
-    network: name of a function of `NetworkSettings`.
+    network: name in `networks`, of a function of `NetworkSettings`.
     """
 
     network: str
@@ -35,7 +34,6 @@ class Family(NamedTuple):
     activations: list[str]
 
 
-NETWORKS = vars(networks) | vars(image_networks) | vars(games)
 TABLE = json.loads(Path(__file__).with_name("families.json").read_text())
 FAMILIES = {name: Family(**row) for name, row in TABLE.items()}
 
@@ -79,7 +77,8 @@ class Training:
         sizes = self.depth, self.width
         settings = NetworkSettings(self.task, *sizes, act, self.norm, self.skip, fused)
         with seeded(self.seed, 2, seed):
-            model = NETWORKS[FAMILIES[self.family].network](settings)
+            make = getattr(networks, FAMILIES[self.family].network)
+            model = make(settings)
             initialize(model, self.weights)
         return model
 
@@ -200,11 +199,3 @@ def initialize(model: nn.Module, name: str) -> None:
         for module in modules:
             if isinstance(module, nn.Embedding):
                 INITIALIZERS[name](module.weight)
-
-
-def first_gradients(training: Training, seed: int) -> tuple[nn.Module, list[Tensor]]:
-    """A new network, and the gradients of its parameters on the first batch."""
-    model, task = training.build(seed), training.task
-    chosen = training.indices(seed, 0)
-    loss = task.loss(model(task.inputs[chosen]), task.targets[chosen])
-    return model, list(torch.autograd.grad(loss, list(model.parameters())))

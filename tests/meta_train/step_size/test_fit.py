@@ -7,8 +7,16 @@ import torch
 
 from harness.files import append_line, read_json, read_lines
 from meta_train.step_size import check, fit
-from meta_train.step_size.fit import applied, best_limits, fitted_without, folds
-from meta_train.step_size.models import Settings, fitted, trusting, utility
+from meta_train.step_size.fit import (
+    Settings,
+    applied,
+    best_limits,
+    fitted,
+    fitted_without,
+    folds,
+    trusting,
+    utility,
+)
 from meta_train.step_size.outcomes import (
     GROUPS,
     Data,
@@ -20,7 +28,7 @@ from meta_train.step_size.outcomes import (
 from meta_train.step_size.trainings import FAMILIES
 from ngopt.learned_step.features import FEATURES
 from ngopt.pretrained import load_pretrained
-from tests.meta_train.step_size.test_copies import BASE
+from tests.meta_train.step_size.test_collect import BASE
 from tests.predictors import learned, random_predictor
 
 ACTIVATIONS = "relu", "tanh", "gelu"

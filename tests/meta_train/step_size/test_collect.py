@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meta_train.step_size.copies import (
+from meta_train.step_size.collect import (
     MULTIPLIERS,
     SEEDS,
     copies_of,
@@ -60,10 +60,10 @@ def multiples(training):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_copies_train_as_if_each_were_alone(name):
     training = TRAININGS[name]
-    outcome = measured(training, multiples(training))
+    _, validation = measured(training, multiples(training))
     for i, j in ((1, 0), (2, 1)):
         expected = alone(training, MULTIPLIERS[i], SEEDS[j])
-        assert outcome.validation[i, j].item() == pytest.approx(expected, rel=1e-4)
+        assert validation[i, j].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_diverged_copy_is_infinite_and_others_are_not():
