@@ -29,7 +29,7 @@ def few_tracked(monkeypatch):
     """Sets how many updates have one autograd graph."""
 
     def track(count):
-        place = "meta_train.training.estimators.tbptt.tracked_updates"
+        place = "meta_train.training.estimators.tracked_updates"
         monkeypatch.setattr(place, lambda metanet, graph: count)
 
     return track

@@ -1,4 +1,22 @@
-"""Truncated back-propagation through time, of first and second order."""
+"""Estimators of the meta-gradient, the derivative of an unroll's meta-loss by the
+metanet's weights.
+
+The metanet of a learned optimizer is trained; a base rule stays as it is. Estimators
+work in truncations of an inner run: `start` begins it and gives its state, a
+pytree of tensors; `estimate` unrolls it further, or a stack of several.
+
+Biases, and costs of T steps of an optimizee:
+
+TBPTT: ignores losses after T, and the effect of an update on later gradients.
+    T + 1 gradients, T to 2 T updates and T backward passes of the metanet; memory of
+    few.
+SecondOrderTBPTT: ignores losses after T.
+    T + 1 gradients and their derivatives; memory of T.
+PES: unbiased for a loss that sigma smooths; the variance grows with the number of
+    truncations. 2 T gradients and updates.
+PES, persistent = False: ignores losses after T, so unbiased if T is the whole training
+    (full ES). 2 T gradients and updates.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +25,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+from torch.utils._pytree import tree_map_only
 
-from meta_train.training.estimators.estimate import (
-    Estimate,
-    detached,
-    differentiable,
-    losses_after,
-    tail_length,
-    times,
+from meta_train.training.rules import (
+    WeightedRule,
+    as_vector,
+    as_weights,
+    depends_on_step,
 )
-from meta_train.training.rules import as_vector
-from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved
+from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved, unroll
 from ngopt.functional import BoundRule, Hyper, Record, update_all
 from ngopt.metanets import Metanet
 from ngopt.metanets.stepping.context import CONTEXT
@@ -26,6 +43,74 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 # Parameter elements of updates whose autograd graphs are kept: about 500 bytes each.
 # An update that computes the graph context counts CONTEXT_COST times more.
 TRACKED_ELEMENTS, CONTEXT_COST = 1 << 22, 16
+
+
+class Estimate(NamedTuple):
+    """The estimate of a truncation.
+
+    meta_gradient: of the meta-loss, (*count, meta-parameters).
+    meta_loss: (*count).
+    inner_loss: mean training loss of the truncation, (*count).
+    """
+
+    meta_gradient: Tensor
+    meta_loss: Tensor
+    inner_loss: Tensor
+
+
+def detached(inner: Inner) -> Inner:
+    """The state without its autograd graph."""
+    return tree_map_only(Tensor, Tensor.detach, inner)
+
+
+def differentiable(
+    optimizee: Optimizees, learned: LearnedOptimizer, total_steps: int | None = None
+) -> tuple[list[Tensor], WeightedRule]:
+    """A copy of the metanet's weights for each optimizee, (*count, *shape), that
+    requires grad, and the rule with these weights."""
+    weights = []
+    for p in learned.metanet.parameters():
+        copies = p.detach().expand((*optimizee.count, *p.shape)).clone()
+        weights.append(copies.requires_grad_())
+    bound = learned.bind(optimizee.graph, total_steps)
+    return weights, weighted(bound, optimizee, learned, weights)
+
+
+def weighted(
+    bound: BoundRule,
+    optimizee: Optimizees,
+    learned: LearnedOptimizer,
+    weights: Sequence[Tensor],
+) -> WeightedRule:
+    """The rule with separate weights for each optimizee."""
+    return WeightedRule(
+        bound, learned.metanet, weights, optimizee.count, depends_on_step(learned)
+    )
+
+
+def losses_after(
+    optimizee: Optimizees,
+    inner: Inner,
+    rule: BoundRule,
+    steps: int,
+    create_graph: bool = False,
+) -> tuple[Inner, Tensor]:
+    """`unroll` with the losses after each update."""
+    inner, losses = unroll(optimizee, inner, rule, steps, create_graph)
+    with torch.set_grad_enabled(create_graph):
+        last, _ = optimizee.loss(inner.params, inner.buffers, inner.step)
+    return inner, torch.stack([*losses[1:], last])
+
+
+def times(number: Tensor, value: Tensor) -> Tensor:
+    """Values (*count, *shape) times a number per optimizee, (*count)."""
+    trailing = [1] * (value.dim() - number.dim())
+    return number.view(*number.shape, *trailing).to(value) * value
+
+
+def tail_length(steps: int, tail: float) -> int:
+    """Number of losses at the end of a truncation that make up the meta-loss."""
+    return max(1, round(tail * steps))
 
 
 class _TrackedUpdate(NamedTuple):
@@ -207,3 +292,69 @@ def tracked_updates(metanet: Metanet, optimizee: Optimizees) -> int:
     context = CONTEXT_COST / metanet.graph_every if metanet.d_context else 0
     elements = prod(optimizee.count) * optimizee.graph.numel * (1 + context)
     return int(TRACKED_ELEMENTS / elements)
+
+
+class PESState(NamedTuple):
+    """positive, negative: the antithetic pair of inner runs.
+
+    perturbation: the sum of all perturbations so far.
+    """
+
+    positive: Inner
+    negative: Inner
+    perturbation: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PES:
+    """Persistent evolution strategies with one antithetic pair (Vicol et al. 2021, Eq.
+    10).
+
+    Every truncation draws a perturbation of the meta-parameters, epsilon ~ N(0,
+    sigma^2). The losses of the pair are weighted by the sum of all perturbations since
+    the inner run began, so the estimate is unbiased over the whole of it. Without
+    that sum (`persistent=False`) it is truncated ES, which is biased. With a truncation
+    as long as the inner run it is antithetic ES. Meta-losses are those of `TBPTT`.
+    """
+
+    sigma: float = 0.01
+    loss_limit: float | Tensor = float("inf")
+    tail: float = 1.0
+    persistent: bool = True
+    total_steps: int | None = None
+
+    def start(self, optimizee: Optimizee, learned: LearnedOptimizer) -> PESState:
+        inner = optimizee.start(learned.bind(optimizee.graph, self.total_steps))
+        theta = parameters_to_vector(learned.metanet.parameters())
+        return PESState(inner, inner, torch.zeros_like(theta.detach()))
+
+    def estimate(
+        self,
+        optimizee: Optimizees,
+        learned: LearnedOptimizer,
+        state: PESState,
+        steps: int,
+    ) -> tuple[Estimate, PESState]:
+        metanet = learned.metanet
+        bound = learned.bind(optimizee.graph, self.total_steps)
+        theta = parameters_to_vector(metanet.parameters()).detach()
+        drawn = optimizee.normal(state.positive.step, len(theta), theta.dtype)
+        noise = self.sigma * drawn.to(theta.device)
+        total = state.perturbation + noise if self.persistent else noise
+        rules = []
+        for side in (noise, -noise):
+            weights = as_weights(theta + side, metanet)
+            rules.append(weighted(bound, optimizee, learned, weights))
+        positive, above = losses_after(optimizee, state.positive, rules[0], steps)
+        negative, below = losses_after(optimizee, state.negative, rules[1], steps)
+        above, below = (x.clamp(max=self.loss_limit) for x in (above, below))
+        counted = tail_length(steps, self.tail)
+        plus = above[-counted:].mean(0)
+        minus = below[-counted:].mean(0)
+        slope = (plus - minus) / (2 * self.sigma**2)
+        inner_loss = 0.5 * (above + below).mean(0)
+        estimate = Estimate(times(slope, total), 0.5 * (plus + minus), inner_loss)
+        return estimate, PESState(positive, negative, total)
+
+
+Estimator = TBPTT | PES
