@@ -55,8 +55,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         state = read_checkpoint(self.path, self.trusted)
-        # meta-training runs once stored their settings as "config"
-        stored = state.pop("settings", None) or state.pop("config")
+        stored = state.pop("settings")
         changed = {key: self.settings[key] for key in self.may_change}
         for key, value in changed.items():
             if key in stored and stored[key] != value:

@@ -6,12 +6,14 @@ stacks in the rule, which is what makes many small training runs cheap.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from meta_train.training.rules import Function
 from ngopt import build_graph
 from ngopt.functional import BoundRule, Hyper, Record, apply
 from ngopt.graph.neural_graph import NeuralGraph
@@ -84,10 +86,10 @@ class Copies:
         self._gradients = vmap(function, (0, 0, 0), randomness="different")
 
     def _evaluated(self, function: LossOf) -> Callable[..., Tensor]:
-        module = _Evaluated(self._template, function)
+        module = Function(partial(function, self._template), self._template)
 
         def evaluate(params: Any, buffers: Any, batch: Any) -> Tensor:
-            named = {f"model.{key}": x for key, x in (params | buffers).items()}
+            named = {f"module.{key}": x for key, x in (params | buffers).items()}
             return functional_call(module, named, (batch,))
 
         return evaluate
@@ -111,18 +113,6 @@ class Copies:
         values = evaluate(self.params, self._buffers, batch)
         self._template.train()
         return values
-
-
-class _Evaluated(nn.Module):
-    """A function of a network and a batch, as a module with the network's weights."""
-
-    def __init__(self, model: nn.Module, function: LossOf):
-        super().__init__()
-        self.model = model
-        self._function = function
-
-    def forward(self, batch: Any) -> Tensor:
-        return self._function(self.model, batch)
 
 
 def _by_copy(stacks: Mapping[str, Tensor]) -> list[Tensor]:

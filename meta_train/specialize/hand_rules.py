@@ -1,7 +1,7 @@
 """The best hand-made rule for a family: default, SOAP, Adam or Muon, each tuned."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -53,36 +53,28 @@ KINDS = *SOAPS, *GRIDS
 
 
 def tuned(kind: str, loss: Loss) -> Tuned:
-    """The best rule of a kind."""
+    """The best rule of a kind, by coordinates: rate, betas, schedule, and the rate
+    again."""
     start = time.monotonic()
-    rule, lowest = _tuned(kind, loss)
+    if kind in SOAPS:
+        rule, lowest = _best(SOAPS[kind], loss)
+        nearer = [scaled(rule, x) for x in NEIGHBORS]
+    else:
+        rule = FirstOrder(uses_muon=kind == "Muon", beta1=GRIDS[kind]["beta1"][-2])
+        lowest = float("inf")
+        coordinates = {**GRIDS[kind], "beta2": BETA2S, "schedule": SCHEDULES}
+        for name, values in coordinates.items():
+            other, value = _best([replace(rule, **{name: x}) for x in values], loss)
+            if value < lowest:
+                rule, lowest = other, value
+        nearer = [replace(rule, lr=x * rule.lr) for x in NEIGHBORS]
+    other, value = _best(nearer, loss)
+    if value < lowest:
+        rule, lowest = other, value
     return Tuned(rule, lowest, time.monotonic() - start)
 
 
-def _tuned(kind: str, loss: Loss) -> tuple[HandRule, float]:
-    """By coordinates: rate, betas, schedule, and the rate again."""
-    if kind in SOAPS:
-        rule, lowest = _best(SOAPS[kind], loss)
-        assert isinstance(rule, Soap)
-        nearer, value = _best((scaled(rule, x) for x in NEIGHBORS), loss)
-        return (nearer, value) if value < lowest else (rule, lowest)
-    rule: Any = FirstOrder(uses_muon=kind == "Muon", beta1=GRIDS[kind]["beta1"][-2])
-    lowest = float("inf")
-    for name, values in (
-        *GRIDS[kind].items(),
-        ("beta2", BETA2S),
-        ("schedule", SCHEDULES),
-        ("lr", NEIGHBORS),
-    ):
-        if values is NEIGHBORS:
-            values = [x * rule.lr for x in NEIGHBORS]
-        other, value = _best((replace(rule, **{name: x}) for x in values), loss)
-        if value < lowest:
-            rule, lowest = other, value
-    return rule, lowest
-
-
-def _best(rules: Iterable[HandRule], loss: Loss) -> tuple[HandRule, float]:
+def _best(rules: Sequence[HandRule], loss: Loss) -> tuple[Any, float]:
     return min(((rule, loss(rule)) for rule in rules), key=lambda pair: pair[1])
 
 

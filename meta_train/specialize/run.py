@@ -70,12 +70,6 @@ class Settings:
                 f"and minutes > 0; got {shortest}:{longest}, {self.minutes:g} minutes"
             )
 
-    @property
-    def measured_horizons(self) -> list[int]:
-        """Shortest, middle and longest."""
-        shortest, longest = self.horizons
-        return sorted({shortest, round((shortest * longest) ** 0.5), longest})
-
 
 class Journal(dict[str, Any]):
     """What is done, in the checkpoint of the folder.
@@ -130,7 +124,8 @@ def _specialized(settings: Settings) -> Path | None:
         knots = result().knots
         name = f"{name}, {stage}"
         learned.append(Level(name, base.rule, result))
-    horizons = settings.measured_horizons
+    shortest, longest = settings.horizons
+    horizons = sorted({shortest, round((shortest * longest) ** 0.5), longest})
     gated = [default, base, *learned]
     gate = journal.once("gate", lambda: measure(gated, family, GATE_SEEDS, horizons))
     best = chosen(gated, gate)
@@ -150,7 +145,7 @@ def _specialized(settings: Settings) -> Path | None:
             f"{description_of(best.rule)}.",
             *savings(losses, base, best, settings, journal),
             f"NGOptimizer(params, rule='{path}', total_steps=T), with T from "
-            f"{settings.horizons[0]} to {settings.horizons[1]}.",
+            f"{shortest} to {longest}.",
         ]
     generations = journal["rates"][0].generation
     if generations < FEW_GENERATIONS:

@@ -51,6 +51,7 @@ from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 # Settings that change no number.
 IRRELEVANT = ("folder", "processes")
+UPDATE_STEP = 100  # inner steps before the updates that are logged
 
 
 class MetaTrainer(ResumableTrainer):
@@ -137,6 +138,7 @@ class MetaTrainer(ResumableTrainer):
         is_time = step % config.validate_every == 0 or step == config.outer_steps
         return is_time and step > last
 
+    @torch.no_grad()
     def _log_validation(self, writer: SummaryWriter, metrics: Metrics) -> None:
         writer.add_scalar("validation/loss", metrics.loss, self.outer_step)
         if metrics.accuracy is not None:
@@ -145,9 +147,19 @@ class MetaTrainer(ResumableTrainer):
             if p.grad is not None:
                 tag = f"meta_gradient/{name}"
                 writer.add_scalar(tag, p.grad.norm(), self.outer_step)
+        # norm of the update / norm of the parameter
         optimizee = self._validation_optimizee(0)
-        horizon = self.config.horizon
-        log_updates(writer, self.outer_step, optimizee, self.averaged, horizon)
+        rule = self.averaged.bind(optimizee.graph)
+        steps = min(UPDATE_STEP, self.config.horizon - 1)
+        before = optimizee.start(rule)
+        if steps > 0:
+            before, _ = unroll(optimizee, before, rule, steps)
+        after, _ = unroll(optimizee, before, rule, 1)
+        for name, p, q in zip(
+            optimizee.names, before.params, after.params, strict=True
+        ):
+            ratio = ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
+            writer.add_scalar(f"update_to_weight/{name}", ratio, self.outer_step)
 
     def step(self) -> list[Result]:
         """One outer step of all optimizees."""
@@ -254,32 +266,6 @@ class MetaTrainer(ResumableTrainer):
         self.outer_step = state["outer_step"]
         self.best = state["best"]
         self.log = state["log"]
-
-
-UPDATE_STEP = 100  # inner steps before the updates that are logged
-
-
-def log_updates(
-    writer: SummaryWriter,
-    step: int,
-    optimizee: Optimizee,
-    learned: LearnedOptimizer,
-    horizon: int,
-) -> None:
-    """Logs norm of the update / norm of the parameter, after `UPDATE_STEP` inner steps.
-
-    horizon: inner steps of a run. If it is shorter, its last update is logged.
-    """
-    rule = learned.bind(optimizee.graph)
-    steps = min(UPDATE_STEP, horizon - 1)
-    with torch.no_grad():
-        before = optimizee.start(rule)
-        if steps > 0:
-            before, _ = unroll(optimizee, before, rule, steps)
-        after, _ = unroll(optimizee, before, rule, 1)
-    for name, p, q in zip(optimizee.names, before.params, after.params, strict=True):
-        ratio = ((q - p).norm() / p.norm().clamp(min=1e-12)).item()
-        writer.add_scalar(f"update_to_weight/{name}", ratio, step)
 
 
 def placed(state: Any, device: torch.device) -> Any:

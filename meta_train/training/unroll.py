@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -158,12 +158,12 @@ class Optimizee(Optimizees):
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
-        batch = to_device(self.host_batch(step), self.device)
+        batch = to_device(self.problem.batch(self.seed, int(step)), self.device)
         layout = nullcontext()
         if self._has_channels_last:
             params, batch = channels_last((params, batch))
             layout = ChannelsLast()
-        with self.randomness(step), layout:
+        with seeded(self.seed, 2, int(step)), layout:  # for dropout
             return self.loss_of(params, buffers, batch)
 
     def loss_of(
@@ -179,14 +179,6 @@ class Optimizee(Optimizees):
         with precision:
             loss = functional_call(self._objective, tensors, (batch,))
         return loss.float() if self.autocast else loss, buffers
-
-    def host_batch(self, step: int | Tensor) -> Any:
-        """The training batch of an inner step, on the host."""
-        return self.problem.batch(self.seed, int(step))
-
-    def randomness(self, step: int | Tensor) -> AbstractContextManager[None]:
-        """Seeds dropout for an inner step."""
-        return seeded(self.seed, 2, int(step))
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 8, int(step)))
@@ -232,10 +224,10 @@ class Stack(Optimizees):
         steps = torch.as_tensor(step).expand(self.count).tolist()
         batches = []
         for optimizee, number in zip(self.optimizees, steps, strict=True):
-            batches.append(optimizee.host_batch(number))
+            batches.append(optimizee.problem.batch(optimizee.seed, number))
         batch = to_device(stacked(batches), self._first.device)
         losses_of = torch.vmap(self._first.loss_of, randomness="different")
-        with self._first.randomness(steps[0]):
+        with seeded(self._first.seed, 2, steps[0]):
             return losses_of(list(params), buffers, batch)
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:

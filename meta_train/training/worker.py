@@ -131,17 +131,15 @@ def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estim
     limit: of a loss, one for all or one per optimizee. Raises ValueError for an unknown
     name.
     """
-    tail = config.tail
-    sigma = config.sigma
     match config.estimator:
         case "tbptt":
-            return TBPTT(limit, tail, horizon)
+            return TBPTT(limit, config.tail, horizon)
         case "tbptt-2":
-            return SecondOrderTBPTT(limit, tail, horizon)
+            return SecondOrderTBPTT(limit, config.tail, horizon)
         case "pes":
-            return PES(sigma, limit, tail, total_steps=horizon)
+            return PES(config.sigma, limit, config.tail, True, horizon)
         case "es":
-            return PES(sigma, limit, tail, persistent=False, total_steps=horizon)
+            return PES(config.sigma, limit, config.tail, False, horizon)
     raise ValueError(
         f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
     )
