@@ -1,29 +1,19 @@
-"""The checkpoint from which a training run resumes; other settings are errors."""
+"""Training runs with TensorBoard curves, and the checkpoints from which they resume."""
 
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
-from harness.files import read_checkpoint
+from harness.distributed import Ranks
+from harness.files import make_folder, read_checkpoint
+from harness.interrupts import Interrupted, uninterrupted
+from harness.settings import check_settings
 from ngopt.pretrained.tensor_files import atomic_write
-
-Settings = Mapping[str, Any]
-
-
-def check_settings(what: str, stored: Settings, requested: Settings) -> None:
-    """Raises ValueError, which names `what`, if settings differ, compared as JSON."""
-    stored, requested = json.loads(json.dumps([stored, requested]))
-    differences = []
-    for key in sorted({*stored, *requested}):
-        old, new = stored.get(key), requested.get(key)
-        if old != new:
-            differences.append(f"{key} {old!r}, got {new!r}")
-    if differences:
-        raise ValueError(f"{what}: made with other settings: {', '.join(differences)}")
 
 
 @dataclass(frozen=True)
@@ -35,7 +25,7 @@ class Checkpoint:
     """
 
     folder: Path
-    settings: Settings
+    settings: Mapping[str, Any]
     may_change: tuple[str, ...] = ()
     trusted: bool = False
     changed: dict[str, Any] = field(default_factory=dict, init=False)
@@ -75,3 +65,65 @@ def checkpoint_message(folder: Path, step: int | None, step_name: str = "step") 
         f"the checkpoint '{path}' stands at {step_name} {step}; the same command with "
         f"--folder {folder} goes on from there"
     )
+
+
+class ResumableTrainer(ABC):
+    """Trains in the folder of a checkpoint, and resumes from it."""
+
+    step_name = "step"
+
+    def __init__(self, checkpoint: Checkpoint, ranks: Ranks):
+        self.checkpoint, self.ranks = checkpoint, ranks
+        self.saved_step: int | None = None
+
+    @property
+    @abstractmethod
+    def steps_done(self) -> int: ...
+
+    @abstractmethod
+    def train(self, writer: SummaryWriter | None) -> None:
+        """Trains to the end. writer: None except on the first rank."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """The state to store; called on all ranks."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def run(self) -> None:
+        """Trains to the end, from the checkpoint if there is one.
+
+        Raises Interrupted for Ctrl-C, after saving a checkpoint if this is the only
+        rank.
+        """
+        folder = self.checkpoint.folder
+        make_folder(folder)
+        self.load_checkpoint()
+        writer = None
+        if self.ranks.is_first:
+            # drops curves of steps after the checkpoint
+            writer = SummaryWriter(str(folder), purge_step=self.steps_done + 1)
+        try:
+            self.train(writer)
+        except KeyboardInterrupt:
+            if self.ranks.count == 1:
+                with uninterrupted():
+                    self.save_checkpoint()
+            message = checkpoint_message(folder, self.saved_step, self.step_name)
+            raise Interrupted(message) from None
+        finally:
+            if writer:
+                writer.close()
+
+    def save_checkpoint(self) -> None:
+        state = self.state()
+        if self.ranks.is_first:
+            self.checkpoint.write(state)
+        self.saved_step = self.steps_done
+
+    def load_checkpoint(self) -> None:
+        state = self.checkpoint.read()
+        if state is not None:
+            self.load_state(state)
+            self.saved_step = self.steps_done

@@ -2,14 +2,19 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import tyro
 
-from harness.errors import PlainError, passes_user_code
+from harness.errors import PlainError
 from harness.interrupts import EXIT_STATUS
+from ngopt.importing import INSTALLED, frames_outside
 
+_ROOT = Path(__file__).parents[1]
+_OWN = ("benchmarks", "harness", "meta_train", "ngopt", "tasks")
+_FOLDERS = (*INSTALLED, *(_ROOT / name for name in _OWN))
 Config = TypeVar("Config")
 
 
@@ -44,7 +49,7 @@ def _run_program(run: Callable[[], None]) -> None:
     try:
         run()
     except (ValueError, PlainError) as error:
-        if passes_user_code(error):
+        if frames_outside(_FOLDERS, error):  # code of the user
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

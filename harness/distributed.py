@@ -92,33 +92,28 @@ def run_on_ranks(
     config: Settings,
     check: Callable[[Settings], object],
 ) -> None:
-    """Runs work(config) in so many processes, or in this one if it is a rank already.
+    """Runs work(config) in so many processes on this machine, as torchrun would, or in
+    this one if it is a rank already.
 
     check: called before processes start, to raise ValueError for a wrong config.
+
+    Raises RankLost if a process fails, and KeyboardInterrupt for Ctrl-C.
     """
-    if processes > 1 and "RANK" not in os.environ:
-        check(config)
-        _launch(processes, work, config)
-    else:
+    if processes <= 1 or "RANK" in os.environ:
         work(config)
-
-
-def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
-    """Runs function(*args) in so many processes on this machine, as torchrun would.
-
-    Raises RankLost if one of them fails, and KeyboardInterrupt for Ctrl-C.
-    """
-    config = LaunchConfig(
+        return
+    check(config)
+    launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=count,
+        nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        run_id=function.__qualname__,
+        run_id=work.__qualname__,
     )
     try:
-        elastic_launch(config, _recorded)(function, args)
+        elastic_launch(launch, _recorded)(work, config)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message: Any = failure.message  # a dictionary for exceptions
@@ -133,9 +128,9 @@ def _launch(count: int, function: Callable[..., None], *args: Any) -> None:
 
 
 @record
-def _recorded(function: Callable[..., None], args: tuple) -> None:
-    """Runs a function, and reports an exception to the launcher."""
+def _recorded(work: Callable[[Settings], None], config: Settings) -> None:
+    """Runs a rank's work, and reports an exception to the launcher."""
     try:
-        function(*args)
+        work(config)
     except KeyboardInterrupt:  # the launcher prints the message
         sys.exit(EXIT_STATUS)

@@ -1,6 +1,7 @@
 """Checks and selects the settings of programs."""
 
-from collections.abc import Collection, Iterable
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -26,3 +27,17 @@ def check_choice(key: str, value: Any, known: Iterable[str]) -> None:
 def named_settings(config: Any, without: Collection[str] = ()) -> dict[str, Any]:
     """The fields of a dataclass by name, except those of `without`."""
     return {key: value for key, value in asdict(config).items() if key not in without}
+
+
+def check_settings(
+    what: str, stored: Mapping[str, Any], requested: Mapping[str, Any]
+) -> None:
+    """Raises ValueError, which names `what`, if settings differ, compared as JSON."""
+    stored, requested = json.loads(json.dumps([stored, requested]))
+    differences = []
+    for key in sorted({*stored, *requested}):
+        old, new = stored.get(key), requested.get(key)
+        if old != new:
+            differences.append(f"{key} {old!r}, got {new!r}")
+    if differences:
+        raise ValueError(f"{what}: made with other settings: {', '.join(differences)}")

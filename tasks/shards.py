@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.checkpoint import check_settings
 from harness.files import make_folder, read_json, write_json
+from harness.settings import check_settings
 from ngopt.pretrained.tensor_files import read_tensors, write_tensors
 
 FORMAT = "ngopt-shard-1"

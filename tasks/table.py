@@ -15,10 +15,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import cli
-from harness.checkpoint import check_settings
 from harness.distributed import process_group, run_on_ranks
 from harness.files import read_json, write_json
-from harness.settings import check_choice, check_counts
+from harness.settings import check_choice, check_counts, check_settings
 from harness.tables import markdown_table, plus_minus, sample_deviation, text_table
 from tasks.learning.task import TaskConfig, run_task
 from tasks.learning.training import TrainingConfig

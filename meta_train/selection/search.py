@@ -24,10 +24,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import cli
-from harness.checkpoint import check_settings
 from harness.files import make_folder
 from harness.interrupts import Interrupted
-from harness.settings import check_counts, named_settings
+from harness.settings import check_counts, check_settings, named_settings
 from harness.tables import text_table
 from meta_train.selection import sweep
 from meta_train.training import train

@@ -34,7 +34,15 @@ from meta_train.training.rules import (
     as_weights,
     depends_on_step,
 )
-from meta_train.training.unroll import Inner, Optimizee, Optimizees, moved, unroll
+from meta_train.training.unroll import (
+    Inner,
+    Optimizee,
+    Optimizees,
+    hyper_of,
+    inner_gradient,
+    moved,
+    unroll,
+)
 from ngopt.functional import BoundRule, Hyper, Record, update_all
 from ngopt.metanets import Metanet
 from ngopt.metanets.stepping.context import CONTEXT
@@ -171,12 +179,12 @@ class TBPTT:
         self, optimizee: Optimizees, learned: LearnedOptimizer, state: Inner, steps: int
     ) -> tuple[Estimate, Inner]:
         weights, rule = differentiable(optimizee, learned, self.total_steps)
-        hyper = optimizee.hyper()
+        hyper = hyper_of(optimizee)
         done: list[_Step] = []
         losses = []
         counted = tail_length(steps, self.tail)
         tracked_steps = tracked_updates(learned.metanet, optimizee)
-        loss, grads, buffers = optimizee.gradient(state)
+        loss, grads, buffers = inner_gradient(optimizee, state)
         for t in range(steps):
             inputs = grads, state.state, state.params
             tracked = None
@@ -187,7 +195,7 @@ class TBPTT:
                 with torch.no_grad():
                     deltas, records = update_all(rule, *inputs, hyper)
             state = detached(moved(state, deltas, records, buffers))
-            loss, grads, buffers = optimizee.gradient(state)
+            loss, grads, buffers = inner_gradient(optimizee, state)
             losses.append(loss.clamp(max=self.loss_limit))
             # the derivative of the meta-loss by this loss
             weight = 1 / counted if t >= steps - counted else 0.0

@@ -28,13 +28,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from harness import cli
-from harness.checkpoint import Checkpoint, checkpoint_message
+from harness.checkpoint import Checkpoint, ResumableTrainer, checkpoint_message
 from harness.distributed import RankLost, Ranks, device_of, process_group, run_on_ranks
 from harness.files import read_checkpoint
 from harness.interrupts import Interrupted, uninterrupted
 from harness.random import derive_seed
 from harness.settings import named_settings
-from harness.trainer import ResumableTrainer
 from meta_train.problems import Metrics, mean_metrics
 from meta_train.training.config import Config, learning_rate_factor
 from meta_train.training.rules import as_weights

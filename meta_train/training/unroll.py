@@ -1,7 +1,6 @@
 """Inner training as pure functions of parameters, buffers and optimizer state."""
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -20,7 +19,6 @@ from meta_train.problems import Metrics, Problem
 from meta_train.training.rules import Function
 from ngopt import build_graph
 from ngopt.functional import BoundRule, Hyper, Record, update_all
-from ngopt.graph import NeuralGraph
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
 Buffers = dict[str, Tensor]
@@ -38,53 +36,6 @@ class Inner(NamedTuple):
     buffers: Buffers
     state: list[Record]
     step: Tensor
-
-
-class Optimizees(ABC):
-    """One optimizee, or a stack of several with a leading axis in every value.
-
-    count: () for one; (n,) in a stack. graph: the neural graph of each. names: of its
-    parameters.
-    """
-
-    count: tuple[int, ...]
-    graph: NeuralGraph
-    names: list[str]
-
-    @abstractmethod
-    def loss(
-        self, params: list[Tensor], buffers: Buffers, step: int | Tensor
-    ) -> tuple[Tensor, Buffers]:
-        """Training loss at an inner step, (*count), and new buffers."""
-
-    @abstractmethod
-    def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-        """Standard normal numbers of an inner step, (*count, size)."""
-
-    def gradient(
-        self, inner: Inner, create_graph: bool = False
-    ) -> tuple[Tensor, list[Tensor | None], Buffers]:
-        """Loss, gradients (None for unused parameters) and new buffers."""
-        params = []
-        for p in inner.params:
-            is_leaf = not (create_graph and p.requires_grad)
-            params.append(p.detach().requires_grad_() if is_leaf else p)
-        # fused attention kernels have no second derivatives
-        kernels = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
-        with torch.enable_grad(), kernels:
-            loss, buffers = self.loss(params, inner.buffers, inner.step)
-            # optimizees of a stack are independent
-            grads = torch.autograd.grad(
-                loss.sum(), params, create_graph=create_graph, allow_unused=True
-            )
-        # with the memory layout of the state
-        grads = [None if grad is None else grad.contiguous() for grad in grads]
-        return loss if create_graph else loss.detach(), grads, buffers
-
-    def hyper(self) -> Hyper:
-        """The learning rate 1, and the weight decay of the rule."""
-        count = len(self.names)
-        return Hyper([1.0] * count, [None] * count)
 
 
 def channels_last(values: Any) -> Any:
@@ -119,13 +70,14 @@ class ChannelsLast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Optimizee(Optimizees):
+class Optimizee:
     """A problem with a seed, which fixes initial weights, batches and dropout.
 
-    autocast: compute the loss in bfloat16 where torch.autocast does.
+    autocast: compute the loss in bfloat16 where torch.autocast does. names: of its
+    parameters.
     """
 
-    count = ()
+    count: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -158,6 +110,7 @@ class Optimizee(Optimizees):
     def loss(
         self, params: list[Tensor], buffers: Buffers, step: int | Tensor
     ) -> tuple[Tensor, Buffers]:
+        """Training loss at an inner step, (*count), and new buffers."""
         batch = to_device(self.problem.batch(self.seed, int(step)), self.device)
         layout = nullcontext()
         if self._has_channels_last:
@@ -181,6 +134,7 @@ class Optimizee(Optimizees):
         return loss.float() if self.autocast else loss, buffers
 
     def normal(self, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        """Standard normal numbers of an inner step, (*count, size)."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 8, int(step)))
         noise = torch.randn(size, generator=generator, dtype=dtype)
         return to_device(noise, self.device)
@@ -193,10 +147,11 @@ class Optimizee(Optimizees):
         return model.eval()
 
 
-class Stack(Optimizees):
+class Stack:
     """Optimizees of one problem with equal shapes as one, to keep a GPU busy.
 
-    Values have a leading axis of optimizees.
+    Values have a leading axis of optimizees, of length `count`, (n,). All have the
+    neural graph and the names of the first.
 
     Losses and gradients are those of the optimizees to rounding, except with dropout:
     one generator draws for all.
@@ -237,6 +192,36 @@ class Stack(Optimizees):
         return torch.stack(draws)
 
 
+Optimizees = Optimizee | Stack
+
+
+def inner_gradient(
+    optimizee: Optimizees, inner: Inner, create_graph: bool = False
+) -> tuple[Tensor, list[Tensor | None], Buffers]:
+    """Loss, gradients (None for unused parameters) and new buffers."""
+    params = []
+    for p in inner.params:
+        is_leaf = not (create_graph and p.requires_grad)
+        params.append(p.detach().requires_grad_() if is_leaf else p)
+    # fused attention kernels have no second derivatives
+    kernels = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+    with torch.enable_grad(), kernels:
+        loss, buffers = optimizee.loss(params, inner.buffers, inner.step)
+        # optimizees of a stack are independent
+        grads = torch.autograd.grad(
+            loss.sum(), params, create_graph=create_graph, allow_unused=True
+        )
+    # with the memory layout of the state
+    grads = [None if grad is None else grad.contiguous() for grad in grads]
+    return loss if create_graph else loss.detach(), grads, buffers
+
+
+def hyper_of(optimizee: Optimizees) -> Hyper:
+    """The learning rate 1, and the weight decay of the rule."""
+    count = len(optimizee.names)
+    return Hyper([1.0] * count, [None] * count)
+
+
 def stacked(trees: Sequence[Tree]) -> Tree:
     """Stacks pytrees of tensors along a new first axis."""
     return tree_map(lambda *values: torch.stack(values), *trees)
@@ -269,10 +254,10 @@ def unroll(
     Losses are (steps, *count). With `create_graph` everything is differentiable by the
     metanet's weights, through the optimizee's gradients too (second order).
     """
-    losses, hyper = [], optimizee.hyper()
+    losses, hyper = [], hyper_of(optimizee)
     with torch.set_grad_enabled(create_graph):
         for _ in range(steps):
-            loss, grads, buffers = optimizee.gradient(inner, create_graph)
+            loss, grads, buffers = inner_gradient(optimizee, inner, create_graph)
             deltas, state = update_all(rule, grads, inner.state, inner.params, hyper)
             inner = moved(inner, deltas, state, buffers)
             losses.append(loss)

@@ -14,12 +14,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import Checkpoint, ResumableTrainer
 from harness.distributed import Ranks
 from harness.interrupts import uninterrupted
 from harness.random import seeded
 from harness.settings import check_choice, check_setting
-from harness.trainer import ResumableTrainer
 from ngopt import NGOptimizer
 from ngopt.schedule import half_cosine
 

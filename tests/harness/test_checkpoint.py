@@ -1,24 +1,6 @@
 import pytest
 
-from harness.checkpoint import Checkpoint, check_settings
-
-
-@pytest.mark.parametrize(
-    ("stored", "requested", "difference"),
-    [
-        ({"a": 3, "b": [1, 2]}, {"a": 4, "b": (2,)}, "a 3, got 4, b [1, 2], got [2]"),
-        ({}, {"steps": 3}, "steps None, got 3"),
-        ({"steps": 3}, {}, "steps 3, got None"),
-    ],
-)
-def test_differences_of_settings_are_named(stored, requested, difference):
-    with pytest.raises(ValueError) as error:
-        check_settings("file 'a'", stored, requested)
-    assert str(error.value) == f"file 'a': made with other settings: {difference}"
-
-
-def test_settings_are_compared_as_json():
-    check_settings("file 'a'", {"sizes": [1, 2]}, {"sizes": (1, 2), "limit": None})
+from harness.checkpoint import Checkpoint
 
 
 def test_checkpoints_are_read_back_and_some_settings_may_change(tmp_path):

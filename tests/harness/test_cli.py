@@ -49,7 +49,7 @@ def test_ctrl_c_ends_a_program_with_status_130_and_a_line(
 
 def test_an_error_of_ours_is_one_line(monkeypatch, capsys):
     # without a frame of this file, which is like one of the user
-    monkeypatch.setattr("harness.errors._FOLDERS", (Path(__file__).parents[2],))
+    monkeypatch.setattr("harness.cli._FOLDERS", (Path(__file__).parents[2],))
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, lambda: check_counts(SimpleNamespace(steps=0), "steps"))
     assert ended.value.code == 2

@@ -5,7 +5,16 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from meta_train.training.estimators import PES, TBPTT, SecondOrderTBPTT
-from meta_train.training.unroll import Inner, Optimizee, Stack, moved, stacked, unroll
+from meta_train.training.unroll import (
+    Inner,
+    Optimizee,
+    Stack,
+    hyper_of,
+    inner_gradient,
+    moved,
+    stacked,
+    unroll,
+)
 from ngopt.functional import update_all
 from ngopt.metanets import METANETS, FeedForward
 from ngopt.metanets.stepping.cooldown import Cooldown
@@ -44,9 +53,9 @@ def by_autograd(optimizee, learned, steps, limit=float("inf"), horizon=None):
     detached where the optimizer reads them."""
     metanet, rule = learned.metanet, learned.bind(optimizee.graph, horizon)
     inner, losses = optimizee.start(rule), []
-    hyper = optimizee.hyper()
+    hyper = hyper_of(optimizee)
     for _ in range(steps):
-        _, grads, buffers = optimizee.gradient(inner)
+        _, grads, buffers = inner_gradient(optimizee, inner)
         detached = [p.detach() for p in inner.params]
         deltas, state = update_all(rule, grads, inner.state, detached, hyper)
         after = moved(inner._replace(params=detached), deltas, state, buffers)
