@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
 import torch
 from matplotlib.figure import Figure
@@ -66,28 +65,4 @@ def draw_curves(
     for panel, title in zip(axes, titles, strict=False):
         panel.set_title(title, fontsize="small")
     axes[0].legend(fontsize="x-small")
-    figure.savefig(path, dpi=150)
-
-
-def draw_means(
-    path: Path, groups: Mapping[float, Sequence[float]], x: str, y: str
-) -> None:
-    """Draws means and sample deviations over a number.
-
-    groups: values at each number. x, y: labels of the axes.
-    """
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    numbers = sorted(groups)
-    means, deviations = [], []
-    for number in numbers:
-        values = groups[number]
-        means.append(fmean(values))
-        deviations.append(stdev(values) if len(values) > 1 else 0.0)
-    axes.errorbar(numbers, means, deviations, marker="o", capsize=3)
-    axes.set(xlabel=x, ylabel=y)
-    if numbers[0] > 0:
-        axes.set_xscale("log")
-        axes.set_xticks(numbers, [f"{number:,g}" for number in numbers])
-        axes.minorticks_off()
     figure.savefig(path, dpi=150)

@@ -14,9 +14,10 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
+from matplotlib.figure import Figure
+
 from harness import cli
 from harness.files import write_json
-from harness.pictures import draw_means
 from harness.tables import markdown_table, plus_minus, sample_deviation, text_table
 from meta_train.comparison.inner_training import Record
 from meta_train.comparison.optimizers import load_learned
@@ -80,12 +81,7 @@ def run(config: Config) -> None:
             "train_loss": row.train_loss,
         }
         table += [_cells(problem, k, of_k) for k, of_k in by_k.items()]
-        draw_means(
-            folder / f"{file_name(problem)}.png",
-            {k: accuracies(of_k, "test") for k, of_k in by_k.items()},
-            "steps between graph contexts, k",
-            "test accuracy, %",
-        )
+        draw_accuracies(folder / f"{file_name(problem)}.png", by_k)
     save_pretrained(replace(chosen, table=results), folder / "chosen.safetensors")
     results = {"config": asdict(config), "chosen": best, "rows": table}
     write_json(folder / "results.json", results)
@@ -135,6 +131,21 @@ def accuracies(records: Sequence[Record], split: str) -> list[float]:
             )
         percentages.append(100 * accuracy)
     return percentages
+
+
+def draw_accuracies(path: Path, by_k: Mapping[int, Sequence[Record]]) -> None:
+    """Draws means and sample deviations of the test accuracy over k."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    ks = sorted(by_k)
+    values = [accuracies(by_k[k], "test") for k in ks]
+    deviations = [stdev(of_k) if len(of_k) > 1 else 0.0 for of_k in values]
+    axes.errorbar(ks, list(map(fmean, values)), deviations, marker="o", capsize=3)
+    axes.set(xlabel="steps between graph contexts, k", ylabel="test accuracy, %")
+    axes.set_xscale("log")
+    axes.set_xticks(ks, [f"{k:,g}" for k in ks])
+    axes.minorticks_off()
+    figure.savefig(path, dpi=150)
 
 
 def _cells(problem: str, k: int, records: Sequence[Record]) -> dict[str, str]:
