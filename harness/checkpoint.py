@@ -10,8 +10,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from harness.distributed import Ranks
+from harness.errors import Interrupted, uninterrupted
 from harness.files import make_folder, read_checkpoint
-from harness.interrupts import Interrupted, uninterrupted
 from harness.settings import check_settings
 from ngopt.pretrained.tensor_files import atomic_write
 

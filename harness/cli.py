@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from harness.errors import PlainError
-from harness.interrupts import EXIT_STATUS
+from harness.errors import EXIT_STATUS, PlainError
 from ngopt.importing import INSTALLED, frames_outside
 
 _ROOT = Path(__file__).parents[1]

@@ -17,8 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from harness.errors import PlainError
-from harness.interrupts import EXIT_STATUS
+from harness.errors import EXIT_STATUS, PlainError
 
 Settings = TypeVar("Settings")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness import cli
+from harness.errors import Interrupted
 from harness.files import write_json
-from harness.interrupts import Interrupted
 from harness.settings import check_choice, check_counts
 from harness.tables import markdown_table, text_table
 from meta_train.comparison.inner_training import DEFAULT, Record, Run

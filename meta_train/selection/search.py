@@ -24,8 +24,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import cli
+from harness.errors import Interrupted
 from harness.files import make_folder
-from harness.interrupts import Interrupted
 from harness.settings import check_counts, check_settings, named_settings
 from harness.tables import text_table
 from meta_train.selection import sweep

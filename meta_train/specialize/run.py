@@ -19,8 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
+from harness.errors import Interrupted
 from harness.files import make_folder, write_json
-from harness.interrupts import Interrupted
 from harness.tables import markdown_table, text_table
 from meta_train.specialize.evolution import KNOTS, PAIRS, Evolution
 from meta_train.specialize.family import Family, HandRule, load_family, log_losses

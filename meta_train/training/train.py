@@ -30,8 +30,8 @@ from tqdm import tqdm
 from harness import cli
 from harness.checkpoint import Checkpoint, ResumableTrainer, checkpoint_message
 from harness.distributed import RankLost, Ranks, device_of, process_group, run_on_ranks
+from harness.errors import Interrupted, uninterrupted
 from harness.files import read_checkpoint
-from harness.interrupts import Interrupted, uninterrupted
 from harness.random import derive_seed
 from harness.settings import named_settings
 from meta_train.problems import Metrics, mean_metrics

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint, ResumableTrainer
 from harness.distributed import Ranks
-from harness.interrupts import uninterrupted
+from harness.errors import uninterrupted
 from harness.random import seeded
 from harness.settings import check_choice, check_setting
 from ngopt import NGOptimizer

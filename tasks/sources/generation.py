@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from harness.distributed import Ranks, process_group
-from harness.interrupts import Interrupted
+from harness.errors import Interrupted
 from harness.settings import named_settings
 from tasks.shards import Folder, Networks, read_shard, shard_paths, write_shard
 

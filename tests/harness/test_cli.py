@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness import cli
-from harness.interrupts import Interrupted
+from harness.errors import Interrupted
 from harness.settings import check_counts
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness import cli
-from harness.interrupts import Interrupted
+from harness.errors import Interrupted
 from harness.random import derive_seed
 from meta_train.problems import load_problem
 from meta_train.selection import sweep

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from harness.checkpoint import checkpoint_message
-from harness.interrupts import Interrupted
+from harness.errors import Interrupted
 from tasks.learning.training import Trainer, TrainingConfig, rate_factor
 from tests.curves import curves
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.distributed import Ranks
-from harness.interrupts import Interrupted
+from harness.errors import Interrupted
 from tasks.shards import (
     Folder,
     Networks,

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from harness.interrupts import uninterrupted
+from harness.errors import uninterrupted
 
 
 @pytest.fixture
