@@ -64,11 +64,14 @@ def run(config: Config) -> None:
             f"weights '{config.weights}': expected a metanet with graph context; "
             f"got '{learned.metanet.name}'"
         )
-    records = train_all(config, learned, folder)
+    variants = {}
+    for k in config.every:
+        metanet = learned.metanet.reconfigured(graph_every=k)
+        variants[k] = replace(learned, metanet=metanet)
+    records = train_all(config, variants, folder)
     best = choose_k(records[config.problems[0]])
     details = {**asdict(config), "chosen": best}
-    chosen = with_graph_every(learned, best)
-    chosen = with_stage(chosen, "meta_train.selection.graph_every", details)
+    chosen = with_stage(variants[best], "meta_train.selection.graph_every", details)
     results = dict(learned.table)
     table = []
     for problem, by_k in records.items():
@@ -90,21 +93,21 @@ def run(config: Config) -> None:
     print(f"k = {best} -> {folder / 'chosen.safetensors'}")
 
 
-def with_graph_every(learned: LearnedOptimizer, k: int) -> LearnedOptimizer:
-    """The same weights with a graph context that is recomputed every k steps."""
-    metanet = learned.metanet.reconfigured(graph_every=k)
-    return replace(learned, metanet=metanet)
-
-
-def train_all(config: Config, learned: LearnedOptimizer, folder: Path) -> Records:
-    """Records of whole runs with each k."""
+def train_all(
+    config: Config, variants: Mapping[int, LearnedOptimizer], folder: Path
+) -> Records:
+    """Records of whole runs with each k. variants: the same weights, by k."""
     seeds = tuple(range(config.seeds))
-    variants = {f"every-{k}": with_graph_every(learned, k) for k in config.every}
     of_variants = whole_runs(
-        variants, config.problems, seeds, folder, config.processes, "evaluation"
+        {f"every-{k}": learned for k, learned in variants.items()},
+        config.problems,
+        seeds,
+        folder,
+        config.processes,
+        "evaluation",
     )
     records: Records = {problem: {} for problem in config.problems}
-    for k, of_k in zip(config.every, of_variants.values(), strict=True):
+    for k, of_k in zip(variants, of_variants.values(), strict=True):
         for record in of_k:
             records[record["run"]["problem"]].setdefault(k, []).append(record)
     return records

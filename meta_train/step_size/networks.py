@@ -215,14 +215,12 @@ def strided_cnn(s: NetworkSettings) -> nn.Sequential:
     channels, side = 1, 14
     for i in range(s.depth):
         width = s.width << i
-        layers.append(nn.Conv2d(channels, width, 3, 2, padding=1))
-        layers.append(CHANNEL_NORMS[s.norm](width))
-        layers.append(s.act())
+        linear = nn.Conv2d(channels, width, 3, 2, padding=1)
+        layers.extend([linear, CHANNEL_NORMS[s.norm](width), s.act()])
         channels, side = width, (side + 1) // 2
-    layers.append(nn.Flatten())
-    layers.append(nn.Linear(channels * side**2, 2 * s.width))
-    layers.append(s.act())
-    return layers.append(nn.Linear(2 * s.width, s.task.outputs))
+    hidden = nn.Linear(channels * side**2, 2 * s.width)
+    output = nn.Linear(2 * s.width, s.task.outputs)
+    return layers.extend([nn.Flatten(), hidden, s.act(), output])
 
 
 class Attention(nn.Module):

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from harness.settings import check_counts
+from harness.settings import check_choice, check_counts
 from ngopt.schedule import half_cosine
+
+ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choice("estimator", self.estimator, ESTIMATORS)
         check_counts(self, "outer_steps", "optimizees", "horizon", "shortest")
         check_counts(self, "truncation", "validate_every", "validation_seeds")
         check_counts(self, "processes")

@@ -22,8 +22,6 @@ from meta_train.training.rules import depends_on_step
 from meta_train.training.unroll import Optimizee, Stack, stacked, unstacked
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer
 
-ESTIMATORS = ("tbptt", "tbptt-2", "pes", "es")
-
 
 class Result(NamedTuple):
     """One optimizee's truncation as all ranks have it, without its state.
@@ -128,32 +126,24 @@ def first_optimizees(config: Config) -> list[OptimizeeProgress]:
 def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estimator:
     """The estimator that the config names.
 
-    limit: of a loss, one for all or one per optimizee. Raises ValueError for an unknown
-    name.
+    limit: of a loss, one for all or one per optimizee.
     """
-    match config.estimator:
-        case "tbptt":
-            return TBPTT(limit, config.tail, horizon)
-        case "tbptt-2":
-            return SecondOrderTBPTT(limit, config.tail, horizon)
-        case "pes":
-            return PES(config.sigma, limit, config.tail, True, horizon)
-        case "es":
-            return PES(config.sigma, limit, config.tail, False, horizon)
-    raise ValueError(
-        f"estimator '{config.estimator}': expected one of {', '.join(ESTIMATORS)}"
-    )
+    if config.estimator == "tbptt":
+        return TBPTT(limit, config.tail, horizon)
+    if config.estimator == "tbptt-2":
+        return SecondOrderTBPTT(limit, config.tail, horizon)
+    is_persistent = config.estimator == "pes"
+    return PES(config.sigma, limit, config.tail, is_persistent, horizon)
 
 
 class Worker:
     """Unrolls optimizees in this process; with `stacked`, equal shapes as one.
 
-    Raises ValueError for an unknown estimator, for settings that it does not have, for
-    rules that cannot be stacked, and for problems with a first loss of 0 or less.
+    Raises ValueError for optimizees that cannot be stacked, and for problems with a
+    first loss of 0 or less.
     """
 
     def __init__(self, config: Config, learned: LearnedOptimizer, device: torch.device):
-        make_estimator(config, 1.0, 1)
         self.config = config
         self.learned = learned
         self.device = device

@@ -12,10 +12,11 @@ from harness.random import derive_seed
 from meta_train.problems import load_problem
 from meta_train.selection import sweep
 from meta_train.training import train
+from meta_train.training.config import ESTIMATORS
 from meta_train.training.estimators import Estimate
 from meta_train.training.train import Config, MetaTrainer, learning_rate_factor
 from meta_train.training.unroll import Optimizee, whole_run
-from meta_train.training.worker import ESTIMATORS, result_of
+from meta_train.training.worker import result_of
 from ngopt import load_pretrained
 from ngopt.metanets import FeedForward
 from tests.graph_checks import assert_equal
@@ -279,7 +280,7 @@ class TestErrors:
             ({"problems": ("no.module:make",)}, r"problem 'no.module:make'.*no"),
             (
                 {"estimator": "rl"},
-                "estimator 'rl': expected one of tbptt, tbptt-2, pes, es",
+                "estimator: expected one of tbptt, tbptt-2, pes, es; got 'rl'",
             ),
             ({"average": 1.0}, r"average: expected a decay in \[0, 1\); got 1"),
             ({"estimator": "es", "shortest": 3}, "shortest: expected none with es"),
