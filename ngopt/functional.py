@@ -141,7 +141,7 @@ class UpdateRule:
         weight_decay: Its own, decoupled, in AdamW's units: of groups with
             `weight_decay=None`.
         reads_connections: Whether an update depends on the connections of the graph.
-        shards: Whether several processes can divide its work and state.
+        shards: Whether several processes can divide its work and state; SOAP alone.
         chooses_dtype: Whether `bind` without a dtype computes in one that it chooses;
             else NGOptimizer passes that of the state.
         dtypes: That it can compute in; None: any floating point dtype.

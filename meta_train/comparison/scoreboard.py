@@ -133,6 +133,7 @@ def best_rates(
         spec = load_optimizer(name)
         steps_of_task = steps or load_problem(problem).steps
         run = Run(problem, name, None, spec.weights, 0, steps_of_task, "tuning")
+        run = replace(run, traced=spec.traced)
         grids.append([replace(run, lr=lr) for lr in spec.lrs or (None,)])
     records = execute_all(list(chain.from_iterable(grids)), config)
     return [min(grid, key=lambda run: losses_of(records[run])[-1]) for grid in grids]

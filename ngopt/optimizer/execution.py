@@ -43,9 +43,16 @@ def bound_rule(
     Args:
         params: in the graph.
         shards: the processes that share the parameters; None: one process.
+
+    Raises ValueError for several processes and a rule that is not SOAP.
     """
     total_steps, precondition_frequency, factor_rows, device, dtype = settings
     if not isinstance(rule, Soap):
+        if shards is not None:
+            raise ValueError(
+                "rule: expected SOAP, the only one that several processes can divide; "
+                f"got {type(rule).__name__} with shards=True. Set shards to False."
+            )
         return rule.bind(graph, total_steps, device=device, dtype=dtype)
     is_on_host = all(p.is_cpu for p in params)
     if not is_on_host:

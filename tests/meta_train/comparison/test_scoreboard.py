@@ -43,6 +43,16 @@ def test_rows_of_losses_and_ranks():
     assert second["lowest loss"] == "0 of 1" and second["mean rank"] == "2.0"
 
 
+def test_graphs_of_metanets_are_traced(monkeypatch):
+    def losses(runs: list[Run], config: Config) -> dict:
+        return {run: {"losses": [1.0]} for run in runs}
+
+    monkeypatch.setattr(scoreboard, "execute_all", losses)
+    config = Config(problems=(TASK,))
+    first, second = scoreboard.best_rates(config, ["default", "ng-gnn"], steps=10)
+    assert not first.traced and second.traced
+
+
 def test_runs_as_long_as_the_fastest():
     slow, fast = run_of("slow", 0.1), run_of("fast")
     other = replace(slow, problem="other")

@@ -227,7 +227,6 @@ def test_each_player_has_its_own_loss():
     for is_relativistic in (False, True):
         game = partial(games.game, is_relativistic=is_relativistic)
         grads_by_penalty = []
-        grads_by_penalty = []
         for penalty in (0.0, 10.0):
             torch.manual_seed(0)
             players.zero_grad()

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ngopt import NGOptimizer
+from ngopt import NGOptimizer, UpdateRule
 from tests.divided_networks import Attention, divided, network
 from tests.processes import alone, batch, compared, loss_of, run, train, whole
 
@@ -169,6 +169,19 @@ def different_settings(rank, size):
         model = nn.Linear(3, 4)
         settings = {key: values[rank], "process_group": group}
         refuses(model, NGOptimizer(model.parameters(), **settings), key)
+
+
+class Divided(UpdateRule):
+    shards = True
+
+
+def rules_other_than_soap(rank, size):
+    model = nn.Linear(3, 4)
+    group = distributed.group.WORLD
+    opt = NGOptimizer(model.parameters(), rule=Divided(), process_group=group)
+    model(torch.ones(2, 3)).sum().backward()
+    with pytest.raises(ValueError, match="expected SOAP.*Set shards to False"):
+        opt.step()
 
 
 def refuses(model, opt, key):
@@ -346,6 +359,7 @@ def every_check(rank, size):
     different_gradients(rank, size)
     other_parameters(rank, size)
     different_settings(rank, size)
+    rules_other_than_soap(rank, size)
     nan_in_one(rank, size)
     dtypes_are_mixed(rank, size)
     scalars(rank, size)
