@@ -42,19 +42,20 @@ class Celo2(Optimizer):
                     p.sub_(self._direction(p), alpha=group["lr"])
 
     def _direction(self, p: Tensor) -> Tensor:
+        weight = p.float()  # as the MLP is
         if p not in self.state:
-            momentum = p.new_zeros((len(DECAYS), *p.shape))
+            momentum = weight.new_zeros((len(DECAYS), *p.shape))
             row_dim, column_dim = longest_dims(p)
             self.state[p] = {
                 "momentum": momentum,
-                "square": torch.zeros_like(p),
+                "square": torch.zeros_like(weight),
                 # of the mean squares along one of the two longest dimensions
                 "rows": momentum.mean(column_dim),
                 "columns": momentum.mean(row_dim),
             }
         assert p.grad is not None
-        gradient = p.grad.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
-        features = features_of(p, gradient, self.state[p])
+        gradient = p.grad.float().clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
+        features = features_of(weight, gradient, self.state[p])
         direction = self._mlp(features, p.shape)
         if self._orthogonalizes:
             direction = orthogonalized(direction)

@@ -73,6 +73,20 @@ def test_updates_of_matrices_have_unit_size_and_vectors_are_adams():
         )
 
 
+def test_bfloat16_parameters_have_updates_of_float32():
+    exact = parameters()
+    rounded = [nn.Parameter(p.detach().bfloat16()) for p in exact]
+    for p, q in zip(exact, rounded, strict=True):
+        p.data.copy_(q)
+    for params in (exact, rounded):
+        set_gradients(exact, 0)
+        for p, like in zip(params, exact, strict=True):
+            p.grad = like.grad.bfloat16().to(p.dtype)
+        Celo2WithAdam(params, 0.01).step()
+    for p, q in zip(exact, rounded, strict=True):
+        torch.testing.assert_close(q, p.bfloat16(), rtol=0.01, atol=1e-4)
+
+
 def test_a_saved_state_continues_to_the_bit():
     params = parameters()
     optimizer = Celo2WithAdam(params, 0.01)
