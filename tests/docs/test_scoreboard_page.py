@@ -73,3 +73,44 @@ def test_page_and_readme_have_the_recorded_steps_to_the_envelope():
     assert None not in reached and f"{text}median task after {share}" in page
     (row,) = re.findall(r"^\| \[(\d+) of VeLO's tasks\].*\*\*(\S+)\*\*", readme, re.M)
     assert row == (str(len(whole)), f"{median(reached):,.0f}")
+
+
+@pytest.fixture(scope="module", params=["meta-test", "situations-test"])
+def untuned(request):
+    """A list, and its results of optimizers without tuning."""
+    return request.param, json.loads(
+        read(f"results/untuned/{request.param}/results.json")
+    )
+
+
+@pytest.mark.parametrize("optimizer", RIVALS)
+def test_the_page_has_the_recorded_ranks_of_a_list(untuned, optimizer):
+    name, results = untuned
+    recorded = "celo2-default" if optimizer == "celo2" else optimizer
+    ranks = {row["optimizer"]: row["mean_rank"] for row in results["standings"][name]}
+    _, after = read("docs/results/scoreboard.md").split("## Held-out problems")
+    lines = after.partition("\n## ")[0].splitlines()
+    (row,) = [x for x in lines if x.startswith(f"| {RIVALS[optimizer]}")]
+    cell = row.strip("| ").split(" | ")[1 if name == "meta-test" else 2]
+    assert cell.strip("*") == f"{ranks[recorded]:.1f}"
+
+
+def test_the_page_has_the_problems_on_which_others_are_lower(untuned):
+    _, results = untuned
+    losses = defaultdict(dict)
+    for row in results["table"]:
+        losses[row["problem"]][row["optimizer"]] = row["test_loss"]
+    lower = {}
+    for problem, of_problem in losses.items():
+        loss = of_problem.pop("default")
+        of_problem.pop("learned-step")
+        lowest = min(of_problem, key=of_problem.__getitem__)
+        if of_problem[lowest] <= loss:
+            lower[problem] = loss, of_problem[lowest]
+    page = read("docs/results/scoreboard.md")
+    count = f"{len(losses) - len(lower)} of {len(losses)}"
+    assert f"on {count} problems" in page or f"on {count} runs" in page
+    for problem, values in lower.items():
+        pattern = rf"^\| `{problem}`[^|]*\| (\S+) \| (\S+) \|"
+        ((ours, theirs),) = re.findall(pattern, page, re.M)
+        assert list(values) == pytest.approx([float(ours), float(theirs)], rel=0.05)
