@@ -20,13 +20,14 @@ class Siren(InputNetwork):
 
     frequency = FREQUENCY
 
-    def __init__(self, widths: Sequence[int]):
+    def __init__(self, widths: Sequence[int], frequency: float = FREQUENCY):
         super().__init__()
         self.inputs = widths[0]
+        self.frequency = frequency
         linears = [nn.Linear(*fans) for fans in pairwise(widths)]
         for index, layer in enumerate(linears):
             fan_in = layer.in_features
-            bound = sqrt(6 / fan_in) / FREQUENCY if index else 1 / fan_in
+            bound = sqrt(6 / fan_in) / frequency if index else 1 / fan_in
             nn.init.uniform_(layer.weight, -bound, bound)
         self.layers = nn.ModuleList(linears)
 
@@ -38,7 +39,7 @@ class Siren(InputNetwork):
         *hidden, last = self.layers
         activations: list[Tensor | None] = [x]
         for layer in hidden:
-            x = torch.sin(FREQUENCY * layer(x))
+            x = torch.sin(self.frequency * layer(x))
             activations.append(x)
         return [*activations, last(x)]
 
