@@ -204,7 +204,7 @@ class LeftOut(NamedTuple):
     def trusting(self, data: Data, gains: np.ndarray) -> "LeftOut":
         """Each with the trust that the trainings give to which it was fitted.
 
-        gains: see `meta_train.step_size.models.trusting`, (n,).
+        gains: see `trusting`, (n,).
         """
         known = [self.parts != number for number in range(len(self.predictors))]
         pairs = zip(self.predictors, known, strict=True)
