@@ -60,9 +60,7 @@ class Amuse(Optimizer):
                 if p.grad is None:
                     continue
                 if p not in self.state:
-                    has_rmsprop = p.ndim < 2 or p in self._with_rmsprop
-                    moments = "square" if has_rmsprop else "momentum"
-                    self.state[p] = {"z": p.clone(), moments: torch.zeros_like(p)}
+                    self.state[p] = self._initial_state(p)
                 z = self.state[p]["z"]
                 x = p.lerp(z, 1 - 1 / group["weight"])
                 direction = self._direction(p, group["steps"])
@@ -70,6 +68,11 @@ class Amuse(Optimizer):
                 x.lerp_(z, share)
                 p.copy_(z.lerp(x, weight))
             group["weight"] = weight
+
+    def _initial_state(self, p: Tensor) -> dict[str, Tensor]:
+        has_rmsprop = p.ndim < 2 or p in self._with_rmsprop
+        moments = "square" if has_rmsprop else "momentum"
+        return {"z": p.clone(), moments: torch.zeros_like(p)}
 
     def _direction(self, p: Tensor, steps: int) -> Tensor:
         state = self.state[p]
@@ -83,22 +86,24 @@ class Amuse(Optimizer):
         direction = orthogonalized(matrix)
         return 0.2 * max(matrix.shape) ** 0.5 * direction.view_as(p)
 
+    @torch.no_grad()
     def eval(self) -> None:
-        self._hold(averages=True)
-
-    def train(self) -> None:
-        self._hold(averages=False)
+        for group in self.param_groups:
+            if not group["holds_averages"]:
+                self._move(group, 1 - 1 / group["weight"])
+            group["holds_averages"] = True
 
     @torch.no_grad()
-    def _hold(self, averages: bool) -> None:
+    def train(self) -> None:
         for group in self.param_groups:
-            if group["holds_averages"] == averages:
-                continue
-            group["holds_averages"] = averages
-            share = 1 - (1 / group["weight"] if averages else group["weight"])
-            for p in group["params"]:
-                if p in self.state:
-                    p.lerp_(self.state[p]["z"], share)
+            if group["holds_averages"]:
+                self._move(group, 1 - group["weight"])
+            group["holds_averages"] = False
+
+    def _move(self, group: dict, share: float) -> None:
+        for p in group["params"]:
+            if p in self.state:
+                p.lerp_(self.state[p]["z"], share)
 
 
 def _weight_of_averages(group: dict, share: float) -> float:

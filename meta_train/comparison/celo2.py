@@ -44,15 +44,7 @@ class Celo2(Optimizer):
     def _direction(self, p: Tensor) -> Tensor:
         weight = p.float()  # as the MLP is
         if p not in self.state:
-            momentum = weight.new_zeros((len(DECAYS), *p.shape))
-            row_dim, column_dim = longest_dims(p)
-            self.state[p] = {
-                "momentum": momentum,
-                "square": torch.zeros_like(weight),
-                # of the mean squares along one of the two longest dimensions
-                "rows": momentum.mean(column_dim),
-                "columns": momentum.mean(row_dim),
-            }
+            self.state[p] = initial_state(weight)
         assert p.grad is not None
         gradient = p.grad.float().clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
         features = features_of(weight, gradient, self.state[p])
@@ -92,13 +84,20 @@ class Mlp:
         self._first = [weights[f"w0.{i}"] for i in range(groups)]
         self._first_bias = weights["b0"]
         # of the three outputs, the first is the direction
-        last = weights["dense_w.1"][:, :1], weights["dense_b.1"][:1]
-        self._layers = [(weights["dense_w.0"], weights["dense_b.0"]), last]
+        last, bias = weights["dense_w.1"][:, :1], weights["dense_b.1"][:1]
+        self._layers = [(weights["dense_w.0"], weights["dense_b.0"]), (last, bias)]
 
     def __call__(self, features: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """features: groups of (features, *shape), or with 1 along a dimension in which
-        they are constant; these are multiplied once and added by broadcasting, in place
-        of being written for each element. Returns (*shape,)."""
+        they are constant. Returns (*shape,)."""
+        x = self._first_layer(features, shape).flatten(1)
+        for weight, bias in self._layers:
+            x = torch.addmm(bias[:, None], weight.T, x.relu_())
+        return x.view(shape)
+
+    def _first_layer(self, features: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """Returns (hidden, *shape). Constant features are multiplied once and added by
+        broadcasting, in place of being written for each element."""
         pairs = list(zip(self._first, features, strict=True))
         whole = [(weight, x) for weight, x in pairs if x.shape[1:] == shape]
         weights, groups = zip(*whole, strict=True)
@@ -109,10 +108,20 @@ class Mlp:
             if constant.shape[1:] != shape:
                 constant = constant * inverse_rms(constant)
                 x += torch.einsum("ih,i...->h...", weight, constant)
-        x = x.flatten(1)
-        for weight, bias in self._layers:
-            x = torch.addmm(bias[:, None], weight.T, x.relu_())
-        return x.view(shape)
+        return x
+
+
+def initial_state(p: Tensor) -> dict[str, Tensor]:
+    """momentum: (3, *shape). square: (*shape,). rows and columns: of the mean squares
+    along one of the two longest dimensions, (3, ...)."""
+    momentum = p.new_zeros((len(DECAYS), *p.shape))
+    row_dim, column_dim = longest_dims(p)
+    return {
+        "momentum": momentum,
+        "square": torch.zeros_like(p),
+        "rows": momentum.mean(column_dim),
+        "columns": momentum.mean(row_dim),
+    }
 
 
 def longest_dims(p: Tensor) -> tuple[int, int]:

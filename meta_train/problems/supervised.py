@@ -81,6 +81,11 @@ class Objective:
     accuracy: Callable[[Any, Any], Tensor] | None = None
 
 
+def at_most(size: int, limit: int | None) -> int:
+    """The number of examples to evaluate: `size`, or `limit` if that is less."""
+    return size if limit is None else min(limit, size)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the parameters; the CPU for a model without any."""
     first = next(model.parameters(), None)
@@ -149,7 +154,7 @@ class SupervisedProblem:
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
         examples = getattr(self.data(), split)
-        size = len(examples) if limit is None else min(limit, len(examples))
+        size = at_most(len(examples), limit)
         device = device_of(model)
         objective = self.evaluation or self.objective
         loss = correct = 0.0

@@ -23,7 +23,7 @@ from meta_train.comparison.inner_training import Record
 from meta_train.comparison.optimizers import load_learned
 from meta_train.comparison.report import summarize
 from meta_train.comparison.runs import file_name
-from meta_train.selection.ablate import whole_runs
+from meta_train.selection.base_rules import whole_runs
 from meta_train.training.weights import with_stage
 from ngopt.pretrained import save_pretrained
 from ngopt.pretrained.learned_optimizer import LearnedOptimizer

@@ -30,7 +30,8 @@ from harness.settings import check_counts, named_settings
 from harness.tables import text_table
 from meta_train.comparison.optimizers import load_learned
 from meta_train.problems import load_problem
-from meta_train.selection.search import check_fashion, run_study
+from meta_train.selection.search import check_fashion
+from meta_train.selection.study import run_study
 from meta_train.selection.sweep import OutputGain, with_gain
 from meta_train.training.unroll import Optimizee, whole_run
 from meta_train.training.weights import with_stage

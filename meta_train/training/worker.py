@@ -128,12 +128,13 @@ def make_estimator(config: Config, limit: float | Tensor, horizon: int) -> Estim
 
     limit: of a loss, one for all or one per optimizee.
     """
+    tail = config.tail
     if config.estimator == "tbptt":
-        return TBPTT(limit, config.tail, horizon)
+        return TBPTT(limit, tail, horizon)
     if config.estimator == "tbptt-2":
-        return SecondOrderTBPTT(limit, config.tail, horizon)
-    is_persistent = config.estimator == "pes"
-    return PES(config.sigma, limit, config.tail, is_persistent, horizon)
+        return SecondOrderTBPTT(limit, tail, horizon)
+    is_pes = config.estimator == "pes"
+    return PES(config.sigma, limit, tail, persistent=is_pes, total_steps=horizon)
 
 
 class Worker:

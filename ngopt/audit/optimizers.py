@@ -105,9 +105,11 @@ def _treatment(
     flag = _flag(group, p)
     if name in BY_ROLE:
         method = "by role"
-    elif flag or (flag is None and ORTHOGONALIZING.search(name)):
+    elif flag is not None:
+        method = "orthogonalizing" if flag else "elementwise"
+    elif ORTHOGONALIZING.search(name):
         method = "orthogonalizing"
-    elif flag is None and PRECONDITIONING.search(name):
+    elif PRECONDITIONING.search(name):
         method = "preconditioning"
     else:
         method = "elementwise"

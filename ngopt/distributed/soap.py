@@ -161,8 +161,8 @@ class ShardedSoapUpdate(SoapUpdate):
             if ownership.is_divided and axes:
                 self._table_sizes[i] = axes[0].size
         self.exchanges = make_exchanges(shards, max_elements, list(self._table_sizes))
-        super().__init__(network, *arguments)
-        self.sums = SumsOfProcesses(shards, self.exchanges)
+        sums = SumsOfProcesses(shards, self.exchanges)
+        super().__init__(network, *arguments, sums=sums)
         if network.device.type != "cpu":
             self.elementwise = fast_elementwise(network.device, network.like.dtype)
 

@@ -55,7 +55,9 @@ def runs(graph: Topology) -> list[list[int]]:
     def key(number: int) -> tuple:
         """Equal for neighbouring groups that are pieces of one norm."""
         blocks = graph.blocks_into(number)
-        is_scaled = bool(blocks) and all(b.view and is_diagonal(b) for b in blocks)
+        is_scaled = bool(blocks) and all(
+            b.view is not None and is_diagonal(b) for b in blocks
+        )
         kinds = [bias.kind for bias in graph.biases_of(number)]
         group = graph.groups[number]
         alone = None if is_scaled else number

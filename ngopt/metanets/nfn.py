@@ -67,7 +67,8 @@ class NeuralFunctional(GraphMetanet):
                 f"{len(graph.groups)} groups of neurons that is no chain"
             )
         if kernels != self.kernels:
-            expected, got = map(_described, (self.kernels, kernels))
+            expected = _described(self.kernels)
+            got = _described(kernels)
             raise ValueError(f"nfn: expected kernels {expected}; got {got}")
 
     def context_pieces(self, source: FeatureSource, tensors: GraphTensors) -> Contexts:
@@ -76,13 +77,9 @@ class NeuralFunctional(GraphMetanet):
         inputs = graph.weights[chain[0].weight].source
         nodes = [self._zeros(source, graph.groups[inputs].size, 0)]
         order = []
-        for number, bias in chain:
-            order.append(tensors.weights[number])
-            if bias is not None:
-                nodes.append(source.bias(bias).flatten(-2))
-            else:
-                n = graph.groups[graph.weights[number].target].size
-                nodes.append(self._zeros(source, n, NUM_FEATURES))
+        for layer in chain:
+            order.append(tensors.weights[layer.weight])
+            nodes.append(self._bias(source, graph, layer))
         whole = self._zeros(source, 1, 0).squeeze(-2)
 
         def first(_: Tensor | None, chunk: EdgeChunk) -> Tensor:
@@ -105,6 +102,14 @@ class NeuralFunctional(GraphMetanet):
             for chunk in block.chunks:
                 yield chunk, weights.of(chunk).unflatten(-1, slots)
 
+    def _bias(
+        self, source: FeatureSource, graph: NeuralGraph, layer: "ChainLayer"
+    ) -> Tensor:
+        if layer.bias is not None:
+            return source.bias(layer.bias).flatten(-2)
+        target = graph.weights[layer.weight].target
+        return self._zeros(source, graph.groups[target].size, NUM_FEATURES)
+
     def _zeros(self, source: FeatureSource, n: int, d: int) -> Tensor:
         return next(self.parameters()).new_zeros(*source.batch, n, d)
 
@@ -119,9 +124,11 @@ class ChainLayer(NamedTuple):
 def layers_of(graph: NeuralGraph) -> list[ChainLayer]:
     """The layers of a chain, from inputs to outputs."""
     biases = {bias.group: number for number, bias in enumerate(graph.biases)}
-    targets = [block.target for block in graph.weights]
-    layers = [ChainLayer(number, biases.get(x)) for number, x in enumerate(targets)]
-    return sorted(layers, key=lambda layer: graph.groups[targets[layer.weight]].depth)
+    layers, depths = [], []
+    for number, block in enumerate(graph.weights):
+        layers.append(ChainLayer(number, biases.get(block.target)))
+        depths.append(graph.groups[block.target].depth)
+    return sorted(layers, key=lambda layer: depths[layer.weight])
 
 
 def chain_of(graph: NeuralGraph) -> tuple[tuple[int, ...], ...] | None:

@@ -234,8 +234,10 @@ def tensors_of(rule: UpdateRule) -> dict[str, Tensor]:
         values = rule.metanet.state_dict()
     elif isinstance(rule, Soap) and isinstance(rule.multiplier, LearnedStep):
         values = rule.multiplier.predictor._asdict()
-    cpu = {key: x.detach().to("cpu", torch.float32) for key, x in values.items()}
-    return {key: x.contiguous() for key, x in cpu.items()}
+    tensors = {}
+    for key, value in values.items():
+        tensors[key] = value.detach().to("cpu", torch.float32).contiguous()
+    return tensors
 
 
 def recipe_and_table(rule: UpdateRule) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -158,7 +158,7 @@ def _unstacked(
     view = piece.view
     rows = _along(view, slice(1))
     first, *_ = _place(view.offset, shape)
-    last, *_ = _place(_last(rows), shape)
+    last, *_ = _place(rows.last, shape)
     count = last - first + 1
     is_stack = _axes(rows, shape) > {0} and view.shape[0] % count == 0
     if piece.is_depthwise or not is_stack:
@@ -252,14 +252,9 @@ def _column_axes(pieces: Sequence[MatrixPiece], shape: tuple[int, ...]) -> set[i
     return {0, 1} - rows if rows else {1}
 
 
-def _last(view: View) -> int:
-    lengths_and_strides = zip(view.shape, view.strides, strict=True)
-    return view.offset + sum((n - 1) * stride for n, stride in lengths_and_strides)
-
-
 def _axes(view: View, shape: tuple[int, ...]) -> set[int]:
     """The dimensions of a parameter along which a view extends."""
-    first, last = _place(view.offset, shape), _place(_last(view), shape)
+    first, last = _place(view.offset, shape), _place(view.last, shape)
     return {d for d in range(len(shape)) if first[d] != last[d]}
 
 

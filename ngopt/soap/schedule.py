@@ -49,8 +49,8 @@ class StepSchedule:
     """Computes `ScheduledValues` of a network's parameters.
 
     table: the values of the last step, (fields, n) on the device; None on a host. lag:
-    steps of the run before the first one of the oldest parameter. constants: the last
-    fields, of the last step on the host.
+    steps of the run before the first one of the oldest parameter. constants: the values
+    that depend on settings alone, of the last step on the host.
     """
 
     def __init__(self, network: Network, config: SoapConfig):

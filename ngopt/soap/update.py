@@ -69,6 +69,7 @@ class SoapUpdate:
         every: steps between two renewals of an eigenbasis.
         product_dtype: of rotations and of products for Kronecker factors.
         multiplier: of step sizes; None: all factors are 1.
+        sums: over processes; None: there is one.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class SoapUpdate:
         every: int,
         product_dtype: torch.dtype,
         multiplier: Multiplier | None = None,
+        sums: Sums | None = None,
     ):
         self.network = network
         self.config = config
-        self.sums = Sums()
+        self.sums = sums or Sums()
         self.elementwise = ELEMENTWISE  # in place; autograd and vmap have no kernels
         self.on_host = network.like.is_cpu  # where learning rates may be read
         self._multiplier = multiplier.bind(network) if multiplier else None

@@ -103,9 +103,11 @@ class NetworkTask(Trainable, Generic[Config]):
         if config.probes:
             sizes["probes"] = config.probes
         architectures = list(dict.fromkeys(stack.architecture for stack in stacks))
-        is_valid = not config.compiled or len(architectures) <= 1
-        got = f"{len(architectures)} architectures. Leave out --compiled."
-        check_setting(is_valid, "compiled", "networks of one architecture", got)
+        if config.compiled and len(architectures) > 1:
+            raise ValueError(
+                "compiled: expected networks of one architecture; "
+                f"got {len(architectures)} architectures. Leave out --compiled."
+            )
         with seeded(config.training.seed, 0):
             model = make_model(config.model, architectures, d_out, sizes, edits)
         model.fit(map(self.prepared, stacks))

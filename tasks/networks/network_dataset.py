@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from harness.random import derive_seed
-from harness.settings import check_setting
 from tasks.networks.architectures import NetworkStack
 from tasks.shards import Networks, column_of, merged_by_architecture
 
@@ -86,8 +85,8 @@ class NetworkDataset:
 
         Raises ValueError if size is not in 1..n.
         """
-        expected = f"1 to {len(self)} networks"
-        check_setting(1 <= size <= len(self), "batch", expected, size)
+        if not 1 <= size <= len(self):
+            raise ValueError(f"batch: expected 1 to {len(self)} networks; got {size}")
         epoch, position = divmod(step, len(self) // size)
         order = _epoch_order(tuple(self.offsets.tolist()), derive_seed(seed, epoch))
         return order[position * size : (position + 1) * size]

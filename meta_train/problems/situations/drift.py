@@ -53,6 +53,13 @@ class Online(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
 
+    @torch.no_grad()
+    def record(self, loss: Tensor, accuracy: Tensor) -> None:
+        """Adds the loss and accuracy of a batch, (), to the sums."""
+        self.loss_sum.add_(loss)
+        self.accuracy_sum.add_(accuracy)
+        self.batches.add_(1)
+
 
 @dataclass(frozen=True, eq=False)
 class DriftProblem(SampledProblem):
@@ -88,10 +95,7 @@ class DriftProblem(SampledProblem):
         assert isinstance(model, Online)
         outputs = model(batch.inputs)
         if model.training and batch.scored:
-            loss, accuracy = self._score(outputs.detach(), batch.clean)
-            model.loss_sum.add_(loss)
-            model.accuracy_sum.add_(accuracy)
-            model.batches.add_(1)
+            model.record(*self._score(outputs.detach(), batch.clean))
         return self.objective.loss(outputs, batch.targets)
 
     def measure(self, model: nn.Module, count: int) -> Metrics:

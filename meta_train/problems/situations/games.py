@@ -42,6 +42,12 @@ class Players(nn.Module):
         """Inputs of the generator, (count, noise)."""
         return torch.randn(count, self.noise).to(device_of(self))
 
+    @torch.no_grad()
+    def update_average(self) -> None:
+        weights = dict(self.generator.named_parameters())
+        for name, mean in self.average.named_buffers():
+            mean.lerp_(weights[name], 1 - AVERAGE_DECAY)
+
     def fixed_critic(self, points: Tensor) -> Tensor:
         """Logits (b,) with gradients for the points but not for the critic."""
         weights = {name: p.detach() for name, p in self.critic.named_parameters()}
@@ -107,9 +113,7 @@ class GanProblem(SampledProblem):
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         assert isinstance(model, Players)
         if model.training:
-            weights = dict(model.generator.named_parameters())
-            for name, mean in model.average.named_buffers():
-                mean.lerp_(weights[name].detach(), 1 - AVERAGE_DECAY)
+            model.update_average()
         return game(model, batch, self.penalty, self.is_relativistic)
 
     def measure(self, model: nn.Module, count: int) -> Metrics:

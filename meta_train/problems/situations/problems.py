@@ -17,6 +17,7 @@ from meta_train.problems.supervised import (
     REGRESS,
     Objective,
     SupervisedProblem,
+    at_most,
     maker,
 )
 
@@ -80,8 +81,7 @@ class SampledProblem:
         self, model: nn.Module, split: str, limit: int | None = None
     ) -> Metrics:
         with seeded(0, 4, split == "test"):
-            count = self.evaluated if limit is None else min(limit, self.evaluated)
-            return self.measure(model, count)
+            return self.measure(model, at_most(self.evaluated, limit))
 
     def measure(self, model: nn.Module, count: int) -> Metrics:
         """Metrics on so many samples, drawn as in `draw_batch`."""

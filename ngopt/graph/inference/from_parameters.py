@@ -154,20 +154,26 @@ def _assign_recurrent_biases(layers: Sequence[LayerParameters]) -> None:
     """
     following = [*layers[2:], LayerParameters(None)]
     for first, second, third in zip(layers, layers[1:], following, strict=False):
-        if first.rest or first.weight is None or second.weight is None:
+        if first.rest or not _have_gates(first.weight, second.weight):
             continue
-        inputs, hidden = first.weight.shape, second.weight.shape
-        rows = hidden[0]
-        if not len(inputs) == len(hidden) == 2 or inputs[0] != rows:
-            continue
-        if rows not in (3 * hidden[1], 4 * hidden[1]):  # not 3 or 4 gates
-            continue
+        assert second.weight is not None, "it has gates"
+        rows = second.weight.shape[0]
         biases = [p for p in second.rest if p.shape == (rows,)]
         if len(biases) != 2 or biases != second.rest[:2]:
             continue
         if third.weight is None or slot_shape(third.weight.shape, rows) is None:
             second.bias, second.recurrent_bias = biases
             del second.rest[:2]
+
+
+def _have_gates(first: Parameter | None, second: Parameter | None) -> bool:
+    """Whether two weights have the shapes of W_ih and W_hh, with 3 or 4 gates."""
+    if first is None or second is None:
+        return False
+    inputs, hidden = first.shape, second.shape
+    if len(inputs) != 2 or len(hidden) != 2 or inputs[0] != hidden[0]:
+        return False
+    return hidden[0] in (3 * hidden[1], 4 * hidden[1])
 
 
 def _assign_norms(layer: LayerParameters) -> None:

@@ -53,7 +53,7 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
     # batch sizes of packed sequences follow x; has_biases, dropout and train are unused
     states, weights, _, layers, _, _, both_ways = args[is_packed : is_packed + 7]
     current = features_of(tracer, x)
-    if current is None or not all(isinstance(w, Elements) for w in weights):
+    if current is None or not are_elements(weights):
         return tracer.unknown(call)
     directions = 1 + bool(both_ways)
     # torch lists weights layer by layer, forward before reverse
@@ -86,6 +86,10 @@ def recurrent(tracer: Tracer, call: Node, x: Value, *args) -> Value:
 def as_list(states: Any) -> Sequence[Value]:
     """The two states of an LSTM, or the single one of other layers."""
     return states if isinstance(states, (list, tuple)) else [states]
+
+
+def are_elements(weights: Sequence[Value]) -> bool:
+    return all(isinstance(w, Elements) for w in weights)
 
 
 def features_of(tracer: Tracer, x: Value) -> Tensor | None:
@@ -205,7 +209,7 @@ def recurrent_cell(
     """
     weights = [w for w in parameters if w is not None]  # biases may be
     features = features_of(tracer, x)
-    if features is None or not all(isinstance(w, Elements) for w in weights):
+    if features is None or not are_elements(weights):
         return tracer.unknown(call)
     states = as_list(states)
     cell = _cell_of(tracer, call, weights, features, states)

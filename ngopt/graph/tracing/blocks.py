@@ -182,7 +182,7 @@ class EdgePiece:
         shape = _replaced(view.shape, axis, *repeats.shape)
         strides = _replaced(view.strides, axis, *steps)
         view = replace(view, shape=shape, strides=strides)
-        index = strided_numbers(*repeats, 0).flatten()
+        index = strided_numbers(repeats.shape, repeats.strides, 0).flatten()
         ends = [end.unsqueeze(axis) for end in self.ends]
         for k in self.changing(axis):
             ordered = self.ends[k].index_select(axis, index)

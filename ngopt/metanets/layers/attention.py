@@ -54,7 +54,7 @@ class SoftmaxSums(NamedTuple):
         weighted = (weight @ of_head) * values
         total = weight.sum(axes, keepdim=True)
         value = weighted.sum(axes, keepdim=True)
-        return cls(*map(by_neuron, (high, total, value)))
+        return cls(by_neuron(high), by_neuron(total), by_neuron(value))
 
     def merged(self, other: "SoftmaxSums") -> "SoftmaxSums":
         """Sums over both sets of values, for the same neurons."""
@@ -150,8 +150,10 @@ class RelationalLayer(GraphLayer):
         # One product each: gradients of views of one product would be copied together,
         # and have strides
         weights = self.edge_terms.weight.chunk(8)
-        pairs = zip(weights, self.edge_terms.bias.chunk(8), strict=True)
-        of_edges = [F.linear(edges, *pair) for pair in pairs]
+        biases = self.edge_terms.bias.chunk(8)
+        of_edges = []
+        for weight, bias in zip(weights, biases, strict=True):
+            of_edges.append(F.linear(edges, weight, bias))
         targets, sources = terms.at_ends(chunk)
         query, key_back, value_back = targets.split(self.width, -1)
         key, value, query_back = sources.split(self.width, -1)
@@ -173,7 +175,9 @@ class RelationalLayer(GraphLayer):
         outgoing: Sequence[Sequence[Incoming]],
         graph_ids: GraphIds,
     ) -> list[Tensor]:
-        parts = [[*x, *y] for x, y in zip(incoming, outgoing, strict=True)]
+        parts = []
+        for to_targets, to_sources in zip(incoming, outgoing, strict=True):
+            parts.append([*to_targets, *to_sources])
         if self.complete_up_to and isinstance(graph_ids, Tensor):
             index, is_node = padded(graph_ids, self.complete_up_to)
             if index.numel():  # some graph is small
@@ -181,15 +185,7 @@ class RelationalLayer(GraphLayer):
                 of_nodes = SoftmaxSums(*(x[is_node] for x in sums))
                 parts[0].append(Incoming(of_nodes, index[is_node]))
         elif self.complete_up_to and not isinstance(graph_ids, Tensor):
-            for graph in set(graph_ids):
-                groups = [i for i, number in enumerate(graph_ids) if number == graph]
-                sizes = [nodes[i].shape[-2] for i in groups]
-                if not 0 < sum(sizes) <= self.complete_up_to:
-                    continue
-                sums = self._all_to_all(torch.cat([nodes[i] for i in groups], -2))
-                of_groups = zip(*(x.split(sizes, -2) for x in sums), strict=True)
-                for i, of_group in zip(groups, of_groups, strict=True):
-                    parts[i].append(Incoming(SoftmaxSums(*of_group), None))
+            self._add_complete_by_group(parts, nodes, graph_ids)
         new = []
         for node, of_group in zip(nodes, parts, strict=True):
             mean = torch.zeros_like(node)
@@ -197,6 +193,23 @@ class RelationalLayer(GraphLayer):
                 mean = aggregation.aggregated(of_group, node).mean()
             new.append(self.node_mlp(self.node_norm(node + self.out(mean))))
         return new
+
+    def _add_complete_by_group(
+        self,
+        parts: Sequence[list[Incoming]],
+        nodes: Sequence[Tensor],
+        graph_ids: Sequence[int],
+    ) -> None:
+        """Adds attention between all neurons of each small graph."""
+        for graph in set(graph_ids):
+            groups = [i for i, number in enumerate(graph_ids) if number == graph]
+            sizes = [nodes[i].shape[-2] for i in groups]
+            if not 0 < sum(sizes) <= self.complete_up_to:
+                continue
+            sums = self._all_to_all(torch.cat([nodes[i] for i in groups], -2))
+            of_groups = zip(*(x.split(sizes, -2) for x in sums), strict=True)
+            for i, sums_of_group in zip(groups, of_groups, strict=True):
+                parts[i].append(Incoming(SoftmaxSums(*sums_of_group), None))
 
     def _attention(
         self, edge_terms: Sequence[Tensor], node_terms: Sequence[Tensor], axes: Axes

@@ -152,14 +152,8 @@ def pooled(weights: EdgeStates, block: BlockTensors, pool: Pool) -> PooledWeight
     columns: dict[int, Tensor] = {}
     for chunk in block.chunks:
         state = weights.of(chunk).squeeze(-4)
-        ends = (rows, chunk.targets.start, -2), (columns, chunk.sources.start, -3)
-        for totals, key, axis in ends:
-            total = state.sum(axis) if pool == "mean" else state.amax(axis)
-            if key in totals:  # another chunk of the same neurons
-                before = totals[key]
-                is_sum = pool == "mean"
-                total = before + total if is_sum else torch.maximum(before, total)
-            totals[key] = total
+        _add_pooled(rows, chunk.targets.start, state, -2, pool)
+        _add_pooled(columns, chunk.sources.start, state, -3, pool)
     over_sources = torch.cat(list(rows.values()), -2)
     over_targets = torch.cat(list(columns.values()), -2)
     if pool == "mean":
@@ -169,13 +163,25 @@ def pooled(weights: EdgeStates, block: BlockTensors, pool: Pool) -> PooledWeight
     return PooledWeight(over_sources, over_targets)
 
 
+def _add_pooled(
+    totals: dict[int, Tensor], key: int, state: Tensor, axis: int, pool: Pool
+) -> None:
+    """Adds a chunk to the sums, or maxima, of the same neurons."""
+    total = state.sum(axis) if pool == "mean" else state.amax(axis)
+    if key in totals:
+        before = totals[key]
+        total = before + total if pool == "mean" else torch.maximum(before, total)
+    totals[key] = total
+
+
 def summary(
     pools: Sequence[PooledWeight], nodes: Sequence[Tensor], whole: Tensor, pool: Pool
 ) -> Tensor:
     """All weights and nodes pooled, and u, `(*batch, total channels)`, which no
     permutation changes."""
-    states = [*(weight.over_sources for weight in pools), *nodes]
-    columns = [x.mean(-2) if pool == "mean" else x.amax(-2) for x in states]
+    columns = []
+    for x in (*(weight.over_sources for weight in pools), *nodes):
+        columns.append(x.mean(-2) if pool == "mean" else x.amax(-2))
     return torch.cat([*columns, whole], -1)
 
 

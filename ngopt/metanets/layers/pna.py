@@ -66,14 +66,7 @@ class PNALayer(GraphLayer):
             from ngopt.metanets.layers import edge_kernels  # needs Triton
 
             return edge_kernels.messages(self, edges, terms, chunk)
-        weight, bias = self.film.weight, self.film.bias
-        if edges.dim() == 5:
-            film = flat_linear(edges, weight, bias).split(self.width, -1)
-        else:
-            # with a batch, rows are long only if each term is a tensor of its own
-            pairs = zip(weight.split(self.width), bias.split(self.width), strict=True)
-            film = [linear(edges, *pair) for pair in pairs]
-        scale, shift, scale_back, shift_back = film
+        scale, shift, scale_back, shift_back = self._film_terms(edges)
         targets, sources = terms.at_ends(chunk)
         target, target_back = targets.split(self.width, -1)
         source, source_back = sources.split(self.width, -1)
@@ -85,6 +78,16 @@ class PNALayer(GraphLayer):
             MessageStatistics.of(edges, TO_TARGETS, forward),
             MessageStatistics.of(edges, TO_SOURCES, backward),
         )
+
+    def _film_terms(self, edges: Tensor) -> Sequence[Tensor]:
+        """Scale and shift to targets, scale and shift to sources, (*, width) each."""
+        if edges.dim() == 5:
+            terms = flat_linear(edges, self.film.weight, self.film.bias)
+            return terms.split(self.width, -1)
+        # with a batch, rows are long only if each term is a tensor of its own
+        weights = self.film.weight.split(self.width)
+        biases = self.film.bias.split(self.width)
+        return [linear(edges, *pair) for pair in zip(weights, biases, strict=True)]
 
     def next_edges(self, edges: Tensor, terms: EndTerms, chunk: EdgeChunk) -> Tensor:
         if can_use_kernels(edges):
@@ -105,13 +108,18 @@ class PNALayer(GraphLayer):
     ) -> list[Tensor]:
         new = []
         for node, *sides in zip(nodes, incoming, outgoing, strict=True):
-            totals = [aggregation.aggregated(x, node) if x else None for x in sides]
+            totals = []
+            for parts in sides:
+                total = aggregation.aggregated(parts, node) if parts else None
+                totals.append(total)
             pieces = []
             limit = chunking.chunk_size(chunking.NEURONS, node.device)
             for neurons in chunking.even_slices(node.shape[-2], limit):
                 piece = node[..., neurons, :]
-                columns = [self._aggregates(piece, x, neurons) for x in totals]
-                update = self.update(torch.cat([piece, *columns], dim=-1))
+                columns = [piece]
+                for total in totals:
+                    columns.append(self._aggregates(piece, total, neurons))
+                update = self.update(torch.cat(columns, dim=-1))
                 pieces.append(piece + silu(self.norm(update)))
             new.append(chunking.concatenated(pieces, -2) if pieces else node)
         return new

@@ -77,15 +77,7 @@ class GraphContext:
             return None
         if not plan.reads_graph:
             return self._stored(plan)
-        limit, like = None, plan.like
-        if not plan.is_small:
-            limit = chunking.total_chunk_size(chunking.EDGES, like)
-        key = limit, like.device, like.dtype
-        if self._made_for != key:  # at first, and if the metanet was moved
-            self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
-            self._made_for = key
-        tensors = self._tensors
-        assert tensors is not None
+        tensors = self._graph_tensors(plan)
         if not self.is_stored:
             return self.metanet.context(source(), tensors)
         if torch.is_grad_enabled():
@@ -100,6 +92,19 @@ class GraphContext:
             shape = (*plan.params[i].shape, self.metanet.d_context)
             records[i][CONTEXT] = context[i].view(shape)
         return context
+
+    def _graph_tensors(self, plan: StepPlan) -> GraphTensors:
+        """Made once; again if the metanet is moved."""
+        like = plan.like
+        limit = None
+        if not plan.is_small:
+            limit = chunking.total_chunk_size(chunking.EDGES, like)
+        key = limit, like.device, like.dtype
+        if self._tensors is None or self._made_for != key:
+            self._tensors = self.metanet.graph_tensors(self.graph, like, limit)
+            self._made_for = key
+        assert self._tensors is not None
+        return self._tensors
 
     def _stored(self, plan: StepPlan) -> list[Tensor]:
         """The context of the last computation, views of the records; zeros where

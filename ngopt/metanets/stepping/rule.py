@@ -112,13 +112,8 @@ class MetanetRule(BoundRule):
             is_small=is_small or torch.is_grad_enabled(),
             reads_graph=not is_traced and self._context.is_due(present, state),
         )
-        if plan.is_small:
-            records, updates = self._small_step(plan)
-        else:
-            records = _next_records(plan)
-            source = RawFeatures(_columns(plan, records), self.graph, like)
-            context = self._context.of_step(plan, records, lambda: source)
-            updates = self._updates_in_batches(plan, source, context)
+        step = self._small_step if plan.is_small else self._large_step
+        records, updates = step(plan)
         return map(partial(self._changes, plan, records), updates)
 
     def may_be_traced(self, grads: Gradients, state: Sequence[Record]) -> bool:
@@ -190,11 +185,20 @@ class MetanetRule(BoundRule):
             step_features = step_features * mask if is_new else step_features.mul_(mask)
         return records, step_features
 
+    def _large_step(
+        self, plan: StepPlan
+    ) -> tuple[Sequence[Record], Iterable[Sequence[Update]]]:
+        """New records, and updates that are predicted while they are iterated over."""
+        records = _next_records(plan)
+        source = RawFeatures(_columns(plan, records), self.graph, plan.like)
+        context = self._context.of_step(plan, records, lambda: source)
+        return records, self._updates_in_batches(plan, source, context)
+
     def _updates_in_batches(
         self, plan: StepPlan, source: RawFeatures, context: Sequence[Tensor] | None
     ) -> Iterator[list[Update]]:
-        """Updates of some parameters at a time; in place, of some rows of a long one.
-        They are predicted while they are iterated over."""
+        """Updates of some parameters at a time; in place, of some rows of a long
+        one."""
         sizes = {i: self.graph.parameters[i].numel for i in plan.present}
         capacity = chunking.total_chunk_size(chunking.ELEMENTS, plan.like)
         memory = self._updated_predictor(capacity, plan.like)
